@@ -4,14 +4,14 @@
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{Bench, ndjson, records, wait_until};
+use crate::support::{TestFolder, ndjson, records, wait_until};
 
-fn bench(limits: &str) -> Bench {
-    let bench = Bench::new("");
-    bench.configure(&format!(
+fn with_limits(limits: &str) -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\n{limits}\n[streams.rsvps]\npreset = \"rsvps\"\n[streams.events]\npreset = \"events\"\n"
     ));
-    bench
+    folder
 }
 
 fn sql(server: &Server, query: &str, format: &str) -> (u16, Value) {
@@ -60,8 +60,8 @@ fn long_names() -> String {
 
 #[test]
 fn a_result_over_its_limit_names_it_in_every_format() {
-    let bench = bench(LIMITS);
-    let server = start(&bench);
+    let folder = with_limits(LIMITS);
+    let server = start(&folder);
     let long_names = long_names();
     let escapes = "select repeat(chr(1), 1000) as x from generate_series(1, 40)";
     let name = "n".repeat(2_000);
@@ -86,8 +86,8 @@ fn a_result_over_its_limit_names_it_in_every_format() {
 
 #[test]
 fn an_answer_over_its_limit_names_it_for_every_verb() {
-    let bench = bench(LIMITS);
-    let server = start(&bench);
+    let folder = with_limits(LIMITS);
+    let server = start(&folder);
     fill(&server);
     let range = "start_time=1714557000&end_time=1714558000";
     for (path, limit) in [
@@ -140,12 +140,12 @@ fn an_answer_over_its_limit_names_it_for_every_verb() {
     );
     // The same limits hold for a folder that is read without a server.
     server.stop();
-    let output = bench.output(&["sql", &long_names()]);
+    let output = folder.output(&["sql", &long_names()]);
     assert!(
         !output.status.success()
             && String::from_utf8_lossy(&output.stderr).contains("[limits] sql_result")
     );
-    let output = bench.output(&["count", "--stream", "events", "--by", "event_type"]);
+    let output = folder.output(&["count", "--stream", "events", "--by", "event_type"]);
     assert!(
         !output.status.success()
             && String::from_utf8_lossy(&output.stderr).contains("[limits] sql_rows")
@@ -154,8 +154,8 @@ fn an_answer_over_its_limit_names_it_for_every_verb() {
 
 #[test]
 fn a_long_result_is_complete_in_every_format() {
-    let bench = bench("sql_result = \"16MiB\"");
-    let server = start(&bench);
+    let folder = with_limits("sql_result = \"16MiB\"");
+    let server = start(&folder);
     fill(&server);
     let query = "select lsn, rsvp_id, topics, response from rsvps order by lsn";
     let rows = sql(&server, query, "json").1["rows"]
@@ -210,14 +210,14 @@ fn a_long_result_is_complete_in_every_format() {
         json!("l,r,d\n\"[1,null]\",\"{\"\"a\"\":\"\"x,y\"\"}\",\"{\"\"l\"\":[true]}\"\n")
     );
     assert_eq!(sql(&server, "select 1 as n", "xml").0, 400);
-    assert_nothing_spilled(&bench);
+    assert_nothing_spilled(&folder);
     server.stop();
 }
 
 #[test]
 fn a_long_answer_is_complete_on_every_route() {
-    let bench = bench("sql_result = \"16MiB\"");
-    let server = start(&bench);
+    let folder = with_limits("sql_result = \"16MiB\"");
+    let server = start(&folder);
     fill(&server);
     let windows = server.get("/api/v1/windows/by_country?limit=100000").1;
     assert_eq!(windows["window"], "by_country");
@@ -236,13 +236,13 @@ fn a_long_answer_is_complete_on_every_route() {
         (&by["count"], by["groups"].as_array().map(Vec::len)),
         (&json!(300), Some(300))
     );
-    assert_nothing_spilled(&bench);
+    assert_nothing_spilled(&folder);
     server.stop();
 }
 
 /// Checks that no file of an answer is left.
-fn assert_nothing_spilled(bench: &Bench) {
-    let left: Vec<_> = std::fs::read_dir(bench.path("data/spill"))
+fn assert_nothing_spilled(folder: &TestFolder) {
+    let left: Vec<_> = std::fs::read_dir(folder.path("data/spill"))
         .into_iter()
         .flatten()
         .flatten()

@@ -7,14 +7,14 @@ use std::net::TcpStream;
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{Bench, ndjson, records, wait_until};
+use crate::support::{TestFolder, ndjson, records, wait_until};
 
 const FEW: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nconnections = 8\nmemory = \"512MiB\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
 
-fn bench() -> Bench {
-    let bench = Bench::new("");
-    bench.configure(FEW);
-    bench
+fn few_connections() -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(FEW);
+    folder
 }
 
 /// Opens a connection and writes to it, as far as somebody reads.
@@ -38,8 +38,8 @@ fn sql(server: &Server, query: &str) -> (u16, Value) {
 
 #[test]
 fn silent_clients_do_not_keep_others_out() {
-    let bench = bench();
-    let server = start(&bench);
+    let folder = few_connections();
+    let server = start(&folder);
     let post = |path: &str| {
         format!("POST {path} HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1000\r\n\r\n{{")
     };
@@ -73,8 +73,8 @@ fn silent_clients_do_not_keep_others_out() {
 
 #[test]
 fn live_streams_leave_connections_for_others() {
-    let bench = bench();
-    let server = start(&bench);
+    let folder = few_connections();
+    let server = start(&folder);
     let live = "GET /api/v1/live HTTP/1.1\r\nHost: HOST\r\n\r\n";
     let held: Vec<TcpStream> = (0..20).map(|_| write(&server, live)).collect();
     let statuses: Vec<String> = held
@@ -104,8 +104,8 @@ fn live_streams_leave_connections_for_others() {
 
 #[test]
 fn a_body_holds_memory_only_for_what_has_arrived() {
-    let bench = bench();
-    let server = start(&bench);
+    let folder = few_connections();
+    let server = start(&folder);
     let head = |bytes: usize| {
         format!(
             "POST /api/v1/streams/rsvps/events HTTP/1.1\r\nHost: HOST\r\nContent-Length: {bytes}\r\n\r\n"
@@ -140,8 +140,8 @@ fn a_body_holds_memory_only_for_what_has_arrived() {
 
 #[test]
 fn errors_of_paths_and_parameters_have_the_usual_form() {
-    let bench = bench();
-    let server = start(&bench);
+    let folder = few_connections();
+    let server = start(&folder);
     for path in [
         "/api/v1/windows/%ff",
         "/api/v1/streams/rsvps/events?unwrap=a&unwrap=b",
@@ -162,7 +162,7 @@ fn errors_of_paths_and_parameters_have_the_usual_form() {
 
 #[test]
 fn a_backup_over_http_is_written_below_the_configured_folder() {
-    let bench = bench();
+    let folder = few_connections();
     let to = |server: &Server, path: &std::path::Path| {
         server.request(
             "POST",
@@ -171,37 +171,37 @@ fn a_backup_over_http_is_written_below_the_configured_folder() {
             json!({"to": path}).to_string().as_bytes(),
         )
     };
-    let server = start(&bench);
-    let (status, answer) = to(&server, &bench.path("elsewhere"));
+    let server = start(&folder);
+    let (status, answer) = to(&server, &folder.path("elsewhere"));
     assert_eq!(
         (status, &answer["error"]["code"]),
         (403, &json!("no_backups")),
         "{answer}"
     );
     server.stop();
-    bench.configure(&FEW.replacen("[server]", "[server]\nbackups = \"backups\"", 1));
-    std::fs::create_dir(bench.path("backups")).expect("a folder");
-    std::os::unix::fs::symlink(bench.path(""), bench.path("backups/out")).expect("a link");
-    let server = start(&bench);
+    folder.configure(&FEW.replacen("[server]", "[server]\nbackups = \"backups\"", 1));
+    std::fs::create_dir(folder.path("backups")).expect("a folder");
+    std::os::unix::fs::symlink(folder.path(""), folder.path("backups/out")).expect("a link");
+    let server = start(&folder);
     for wrong in [
         "elsewhere",
         "backups",
         "backups/../elsewhere",
         "backups/out/elsewhere",
     ] {
-        let (status, answer) = to(&server, &bench.path(wrong));
+        let (status, answer) = to(&server, &folder.path(wrong));
         let message = answer["error"]["message"].as_str().unwrap_or_default();
         assert!(
             status == 400 && message.contains("[server] backups"),
             "{wrong}: {answer}"
         );
     }
-    assert!(!bench.path("elsewhere").exists() && !bench.path("elsewhere.partial").exists());
-    assert_eq!(to(&server, &bench.path("backups/first")).0, 200);
+    assert!(!folder.path("elsewhere").exists() && !folder.path("elsewhere.partial").exists());
+    assert_eq!(to(&server, &folder.path("backups/first")).0, 200);
     // Who may read the data folder may have one anywhere.
     assert!(
-        bench
-            .output(&["backup", bench.path("elsewhere").to_str().expect("text")])
+        folder
+            .output(&["backup", folder.path("elsewhere").to_str().expect("text")])
             .status
             .success()
     );

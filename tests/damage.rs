@@ -3,29 +3,29 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{Bench, Numbers, copy, files, ndjson, records};
+use crate::support::{Lcg, TestFolder, copy, files, ndjson, records};
 
 /// A data folder with files of every kind, of which tests damage a copy.
 struct Damaged {
-    bench: Bench,
-    numbers: Numbers,
+    folder: TestFolder,
+    numbers: Lcg,
 }
 
 impl Damaged {
     fn new() -> Self {
-        let bench = Bench::new("");
-        bench.write("in.ndjson", &ndjson(&records(400, 17)));
-        bench.once();
-        copy(&bench.path("data"), &bench.path("intact"));
+        let folder = TestFolder::new("");
+        folder.write("in.ndjson", &ndjson(&records(400, 17)));
+        folder.once();
+        copy(&folder.path("data"), &folder.path("intact"));
         Self {
-            bench,
-            numbers: Numbers(5),
+            folder,
+            numbers: Lcg(5),
         }
     }
 
     /// Files of the intact folder whose path contains `part`, relative to the folder.
     fn files(&self, part: &str) -> Vec<PathBuf> {
-        let intact = self.bench.path("intact");
+        let intact = self.folder.path("intact");
         // Empty files are locks.
         let with_bytes = files(&intact)
             .into_iter()
@@ -40,7 +40,7 @@ impl Damaged {
 
     /// Flips a random bit of the file; returns its byte offset.
     fn flip(&mut self, file: &Path) -> u64 {
-        let mut bytes = std::fs::read(self.bench.path("intact").join(file)).expect("the file");
+        let mut bytes = std::fs::read(self.folder.path("intact").join(file)).expect("the file");
         let at = self.numbers.below(bytes.len() as u64);
         bytes[at as usize] ^= 1 << self.numbers.below(8);
         self.put(file, &bytes);
@@ -48,14 +48,14 @@ impl Damaged {
     }
 
     fn put(&self, file: &Path, bytes: &[u8]) {
-        std::fs::write(self.bench.path("data").join(file), bytes).expect("written");
+        std::fs::write(self.folder.path("data").join(file), bytes).expect("written");
     }
 
     /// The output, or the error.
     fn ask(&self, arguments: &[&str]) -> Result<String, String> {
         let mut all = arguments.to_vec();
         all.extend(["--output", "ndjson"]);
-        let output = self.bench.output(&all);
+        let output = self.folder.output(&all);
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -103,7 +103,7 @@ fn a_flipped_bit_in_a_table_is_found_by_its_readers() {
             );
             damaged.put(
                 file,
-                &std::fs::read(damaged.bench.path("intact").join(file)).expect("the file"),
+                &std::fs::read(damaged.folder.path("intact").join(file)).expect("the file"),
             );
         }
         assert_eq!(damaged.ask(&["sql", query]), Ok(want));
@@ -156,7 +156,7 @@ fn a_flipped_bit_in_any_other_file_does_not_change_the_answer_or_is_reported() {
             }
             damaged.put(
                 file,
-                &std::fs::read(damaged.bench.path("intact").join(file)).expect("the file"),
+                &std::fs::read(damaged.folder.path("intact").join(file)).expect("the file"),
             );
         }
     }
@@ -189,13 +189,13 @@ fn views_that_cannot_be_opened_are_rebuilt() {
         queries.map(|query| damaged.ask(query).expect("an answer")),
         want
     );
-    damaged.bench.once();
+    damaged.folder.once();
 }
 
 #[test]
 fn without_the_log_nothing_starts_and_nothing_is_written() {
     let damaged = Damaged::new();
-    let log = damaged.bench.path("data/log");
+    let log = damaged.folder.path("data/log");
     std::fs::remove_dir_all(&log).expect("removed");
     let error = damaged
         .ask(&["run", "--once"])
@@ -228,7 +228,7 @@ fn a_damaged_table_is_rebuilt_from_raw_and_a_missing_file_is_named() {
         .into_iter()
         .find(is_parquet)
         .expect("a file");
-    std::fs::remove_file(damaged.bench.path("data").join(&raw)).expect("removed");
+    std::fs::remove_file(damaged.folder.path("data").join(&raw)).expect("removed");
     let error = damaged
         .ask(&["sql", "select count(bytes) from raw"])
         .expect_err("it is missing");

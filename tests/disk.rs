@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Bench, Numbers, OFTEN, holds_exactly, ndjson, records};
+use crate::support::{FREQUENT_COMMITS, Lcg, TestFolder, assert_holds_exactly, ndjson, records};
 
 /// Builds `disk.c` with the C compiler that the crate needs anyway.
-fn failing_disk(bench: &Bench) -> PathBuf {
-    let library = bench.path("disk.so");
+fn failing_disk(folder: &TestFolder) -> PathBuf {
+    let library = folder.path("disk.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/disk.c");
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-o"])
@@ -27,26 +27,26 @@ const PERMANENTLY: u64 = u64::MAX / 2;
 /// Any file below the data folder: log, snapshots, tables, indexes, state.
 #[test]
 fn a_disk_failure_at_any_operation_loses_and_duplicates_nothing() {
-    let bench = Bench::new(OFTEN);
-    let library = failing_disk(&bench);
+    let folder = TestFolder::new(FREQUENT_COMMITS);
+    let library = failing_disk(&folder);
     let all = records(7_200, 17);
-    let mut numbers = Numbers(5);
-    let folder = bench.path("").canonicalize().expect("a folder");
+    let mut numbers = Lcg(5);
+    let root = folder.path("").canonicalize().expect("a folder");
     let (mut written, mut survived, mut failed) = (0, 0, 0);
     let runs = 24;
     for run in 0..runs {
         written += 300;
-        bench.write("in.ndjson", &ndjson(&all[..written]));
+        folder.write("in.ndjson", &ndjson(&all[..written]));
         // The first run creates the folder; later ones have about a thousand operations.
         let after = numbers.below(if run == 0 { 300 } else { 900 });
         let error = if numbers.below(2) == 0 { EIO } else { ENOSPC };
         // Mostly the disk recovers; a permanent failure ends the run.
         let length = [1, 1, 2, 20, PERMANENTLY][numbers.below(5) as usize];
-        let mut child = bench
+        let mut child = folder
             .command(&["run", "--once"])
             .env("LD_PRELOAD", &library)
-            .env("FAIL_UNDER", folder.join("data"))
-            .env("FAIL_COUNT", bench.path("count"))
+            .env("FAIL_UNDER", root.join("data"))
+            .env("FAIL_COUNT", folder.path("count"))
             .env("FAIL_AFTER", after.to_string())
             .env("FAIL_FOR", length.to_string())
             .env("FAIL_WITH", error.to_string())
@@ -64,7 +64,7 @@ fn a_disk_failure_at_any_operation_loses_and_duplicates_nothing() {
                 panic!("run {run}, {error} after {after} for {length}: it does not end");
             }
         };
-        let count = std::fs::read_to_string(bench.path("count")).expect("a count");
+        let count = std::fs::read_to_string(folder.path("count")).expect("a count");
         let is_met = count.parse::<u64>().expect("a number") > after;
         match status.code() {
             Some(0) => survived += usize::from(is_met),
@@ -73,21 +73,21 @@ fn a_disk_failure_at_any_operation_loses_and_duplicates_nothing() {
         }
         // A successful run has stored everything; the run after a failed one continues from there.
         if !status.success() && run % 3 == 2 || run + 1 == runs {
-            bench.once();
+            folder.once();
         } else if !status.success() {
             continue;
         }
         if run % 3 == 2 {
-            holds_exactly(&bench, &all[..written]);
+            assert_holds_exactly(&folder, &all[..written]);
         }
     }
     assert!(
         survived >= 4 && failed >= 2,
         "{survived} runs survived a fault, {failed} ended with one, of {runs}"
     );
-    holds_exactly(&bench, &all[..written]);
-    let undisturbed = Bench::new("");
+    assert_holds_exactly(&folder, &all[..written]);
+    let undisturbed = TestFolder::new("");
     undisturbed.write("in.ndjson", &ndjson(&all[..written]));
     undisturbed.once();
-    assert_eq!(bench.all_answers(), undisturbed.all_answers());
+    assert_eq!(folder.all_answers(), undisturbed.all_answers());
 }

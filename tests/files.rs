@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::server::Server;
-use crate::support::{Bench, ndjson, records, wait_until};
+use crate::support::{TestFolder, ndjson, records, wait_until};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -15,73 +15,73 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A stream `rsvps` from these files.
-fn bench(path: &str) -> Bench {
-    let bench = Bench::new("");
-    for folder in ["logs/2024/05", "other"] {
-        std::fs::create_dir_all(bench.path(folder)).expect("a folder");
+fn with_source(path: &str) -> TestFolder {
+    let folder = TestFolder::new("");
+    for subfolder in ["logs/2024/05", "other"] {
+        std::fs::create_dir_all(folder.path(subfolder)).expect("a folder");
     }
-    bench.configure(&format!(
+    folder.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"{path}\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
     ));
-    bench
+    folder
 }
 
-fn raw(bench: &Bench) -> u64 {
-    bench.number("select count(*) from raw where kind = 'record'")
+fn raw(folder: &TestFolder) -> u64 {
+    folder.number("select count(*) from raw where kind = 'record'")
 }
 
 #[test]
 fn a_file_that_was_rotated_and_compressed_is_read_once() {
-    let bench = bench("logs");
+    let folder = with_source("logs");
     let all = ndjson(&records(60, 1));
-    bench.write("logs/app.log", &all);
-    bench.once();
-    std::fs::remove_file(bench.path("logs/app.log")).expect("removed");
-    bench.write("logs/app.log.1.gz", &gzip(&all));
-    bench.write("logs/app.log", &ndjson(&records(5, 2)));
-    bench.once();
-    assert_eq!(raw(&bench), 65);
+    folder.write("logs/app.log", &all);
+    folder.once();
+    std::fs::remove_file(folder.path("logs/app.log")).expect("removed");
+    folder.write("logs/app.log.1.gz", &gzip(&all));
+    folder.write("logs/app.log", &ndjson(&records(5, 2)));
+    folder.once();
+    assert_eq!(raw(&folder), 65);
 }
 
 #[test]
 fn other_content_under_the_same_name_is_read_from_its_start_once() {
-    let bench = bench("in.ndjson");
-    bench.write("in.ndjson", &ndjson(&records(40, 1)));
-    bench.once();
-    bench.write("in.ndjson", &ndjson(&records(70, 2)));
-    bench.once();
-    bench.once();
-    assert_eq!(raw(&bench), 110);
+    let folder = with_source("in.ndjson");
+    folder.write("in.ndjson", &ndjson(&records(40, 1)));
+    folder.once();
+    folder.write("in.ndjson", &ndjson(&records(70, 2)));
+    folder.once();
+    folder.once();
+    assert_eq!(raw(&folder), 110);
     // It became shorter.
-    bench.write("in.ndjson", &ndjson(&records(70, 2)[..30]));
-    bench.once();
-    bench.once();
-    assert_eq!(raw(&bench), 140);
+    folder.write("in.ndjson", &ndjson(&records(70, 2)[..30]));
+    folder.once();
+    folder.once();
+    assert_eq!(raw(&folder), 140);
 }
 
 #[test]
 fn one_bad_file_does_not_end_the_source() {
-    let bench = bench("logs");
+    let folder = with_source("logs");
     let all = ndjson(&records(50, 1));
     let packed = gzip(&all);
-    bench.write("logs/a.gz", &packed[..packed.len() - 9]);
-    bench.write("logs/empty", b"");
-    bench.write("logs/z.ndjson", &ndjson(&records(20, 2)));
-    let output = bench.output(&["run", "--once"]);
+    folder.write("logs/a.gz", &packed[..packed.len() - 9]);
+    folder.write("logs/empty", b"");
+    folder.write("logs/z.ndjson", &ndjson(&records(20, 2)));
+    let output = folder.output(&["run", "--once"]);
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(String::from_utf8_lossy(&output.stderr).contains("ends too early"));
-    bench.write("logs/a.gz", &packed);
-    bench.once();
-    assert_eq!(raw(&bench), 70);
+    folder.write("logs/a.gz", &packed);
+    folder.once();
+    assert_eq!(raw(&folder), 70);
 }
 
 #[test]
 fn a_glob_a_link_and_subfolders_are_read() {
-    let glob = bench("logs/**/*.json");
+    let glob = with_source("logs/**/*.json");
     let all = records(30, 3);
     glob.write("logs/2024/05/a.json", &ndjson(&all[..10]));
     glob.write("logs/b.json", &ndjson(&all[10..20]));
@@ -93,21 +93,21 @@ fn a_glob_a_link_and_subfolders_are_read() {
 }
 
 #[test]
-fn a_run_that_ends_says_that_its_path_is_not_there() {
-    let bench = bench("later.ndjson");
-    let output = bench.output(&["run", "--once"]);
+fn a_run_that_ends_fails_with_the_path_that_does_not_exist() {
+    let folder = with_source("later.ndjson");
+    let output = folder.output(&["run", "--once"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("later.ndjson does not exist"));
-    bench.write("later.ndjson", &ndjson(&records(10, 1)));
-    bench.once();
-    assert_eq!(raw(&bench), 10);
+    folder.write("later.ndjson", &ndjson(&records(10, 1)));
+    folder.once();
+    assert_eq!(raw(&folder), 10);
 }
 
 #[test]
 fn a_run_ends_over_a_file_that_does_not_stop_growing() {
-    let bench = bench("logs");
+    let folder = with_source("logs");
     let all = records(4_000, 4);
-    let path = bench.path("logs/app.log");
+    let path = folder.path("logs/app.log");
     std::fs::write(&path, ndjson(&all[..100])).expect("written");
     let is_over = AtomicBool::new(false);
     let (written, is_cut_short) = std::thread::scope(|scope| {
@@ -123,47 +123,47 @@ fn a_run_ends_over_a_file_that_does_not_stop_growing() {
             }
             (all.len() as u64, false)
         });
-        bench.once();
+        folder.once();
         is_over.store(true, Ordering::Release);
         writer.join().expect("no panic")
     });
-    let read = raw(&bench);
+    let read = raw(&folder);
     assert!(
         is_cut_short && (100..=written).contains(&read),
         "{read} of {written}"
     );
-    bench.once();
-    assert_eq!(raw(&bench), written);
+    folder.once();
+    assert_eq!(raw(&folder), written);
 }
 
 #[test]
-fn subfolders_that_are_passed_over_are_named_once() {
-    let bench = bench("logs");
-    bench.write("logs/2024/05/a.json", &ndjson(&records(10, 1)));
-    bench.write("logs/b.json", &ndjson(&records(10, 2)));
-    std::fs::create_dir(bench.path("logs/2025")).expect("a folder");
-    let output = bench.output(&["run", "--once"]);
+fn skipped_subfolders_are_named_once() {
+    let folder = with_source("logs");
+    folder.write("logs/2024/05/a.json", &ndjson(&records(10, 1)));
+    folder.write("logs/b.json", &ndjson(&records(10, 2)));
+    std::fs::create_dir(folder.path("logs/2025")).expect("a folder");
+    let output = folder.output(&["run", "--once"]);
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(log.matches("`recursive = true`").count(), 1, "{log}");
-    assert_eq!(raw(&bench), 10);
+    assert_eq!(raw(&folder), 10);
 }
 
 #[test]
-fn what_nobody_saw_of_a_single_file_is_read_beside_it_or_is_a_gap() {
-    let bench = bench("logs/app.log");
+fn unread_content_of_a_rotated_file_is_read_under_its_new_name_or_is_a_gap() {
+    let folder = with_source("logs/app.log");
     let all = records(70, 5);
     let (live, one, two) = (
-        bench.path("logs/app.log"),
-        bench.path("logs/app.log.1"),
-        bench.path("logs/app.log.2"),
+        folder.path("logs/app.log"),
+        folder.path("logs/app.log.1"),
+        folder.path("logs/app.log.2"),
     );
     // Older than the source: not its file.
-    bench.write("logs/app.log.1", &ndjson(&records(9, 6)));
-    bench.write("logs/app.log", &ndjson(&all[..10]));
-    let server = Server::start(&mut bench.command(&["run"]), &bench.path("data"));
-    wait_until("the file is read", || raw(&bench) == 10);
+    folder.write("logs/app.log.1", &ndjson(&records(9, 6)));
+    folder.write("logs/app.log", &ndjson(&all[..10]));
+    let server = Server::start(&mut folder.command(&["run"]), &folder.path("data"));
+    wait_until("the file is read", || raw(&folder) == 10);
     let replace = |records| {
-        let new = bench.path("logs/.new");
+        let new = folder.path("logs/.new");
         std::fs::write(&new, ndjson(records)).expect("written");
         std::fs::rename(new, &live).expect("renamed");
     };
@@ -171,16 +171,16 @@ fn what_nobody_saw_of_a_single_file_is_read_beside_it_or_is_a_gap() {
     std::fs::rename(&one, &two).expect("renamed");
     std::fs::rename(&live, &one).expect("renamed");
     replace(&all[10..30]);
-    std::fs::rename(&live, bench.path("logs/app.log-20260101")).expect("renamed");
+    std::fs::rename(&live, folder.path("logs/app.log-20260101")).expect("renamed");
     replace(&all[30..40]);
-    wait_until("both are read", || raw(&bench) == 40);
-    assert_eq!(bench.number("select count(*) from weir.gaps"), 0);
+    wait_until("both are read", || raw(&folder) == 40);
+    assert_eq!(folder.number("select count(*) from weir.gaps"), 0);
     // Replaced faster than anyone looks: what was there in between is nowhere.
     for n in 40..70 {
         replace(&all[n..]);
     }
     wait_until("a gap is reported", || {
-        bench.number("select count(*) from weir.gaps where source = 'in'") > 0
+        folder.number("select count(*) from weir.gaps where source = 'in'") > 0
     });
     server.stop();
 }

@@ -6,17 +6,17 @@ use std::process::{Child, Stdio};
 
 use serde_json::json;
 
-use crate::support::{Bench, wait_until};
+use crate::support::{TestFolder, wait_until};
 
 /// A stream of numbers from `path`.
-fn numbers(path: &str, more: &str) -> Bench {
-    let bench = Bench::new("");
-    bench.configure(&format!(
+fn numbers(path: &str, more: &str) -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nrecord = \"4KiB\"\ndead_letter = \"1KiB\"\n\
          [[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"{path}\"\n{more}\n\
          [streams.a]\nschema = \"n bigint not null, at timestamp not null\"\nselect = \"select at as event_time, n from a\"\n"
     ));
-    bench
+    folder
 }
 
 fn record(n: usize) -> String {
@@ -24,8 +24,8 @@ fn record(n: usize) -> String {
 }
 
 /// The numbers stored, in their order, with the offsets of their records.
-fn stored(bench: &Bench) -> Vec<(u64, u64)> {
-    let rows = bench
+fn stored(folder: &TestFolder) -> Vec<(u64, u64)> {
+    let rows = folder
         .rows("select a.n, raw.source_offset from a join raw on a.lsn = raw.lsn where raw.kind = 'record' order by a.n");
     let number = |value: &serde_json::Value| value.as_u64().expect("a number");
     rows.iter()
@@ -33,14 +33,14 @@ fn stored(bench: &Bench) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn dead_letters(bench: &Bench) -> u64 {
-    bench.number("select count(*) from dead_letters")
+fn dead_letters(folder: &TestFolder) -> u64 {
+    folder.number("select count(*) from dead_letters")
 }
 
 #[test]
-fn files_are_read_as_they_are_laid_out() {
-    let bench = numbers("in", "");
-    std::fs::create_dir(bench.path("in")).expect("a folder");
+fn files_of_any_layout_are_read() {
+    let folder = numbers("in", "");
+    std::fs::create_dir(folder.path("in")).expect("a folder");
     let pretty = |n: usize| {
         record(n)
             .replace(',', ",\n  ")
@@ -86,7 +86,7 @@ fn files_are_read_as_they_are_laid_out() {
     ];
     let mut wanted = Vec::new();
     for (name, text, _) in &files {
-        bench.write(&format!("in/{name}"), text.as_bytes());
+        folder.write(&format!("in/{name}"), text.as_bytes());
         for n in 1..=16 {
             let compact: String = text.chars().filter(|c| !matches!(c, '\n' | ' ')).collect();
             if compact.contains(&record(n)) {
@@ -97,21 +97,21 @@ fn files_are_read_as_they_are_laid_out() {
         }
     }
     wanted.sort_unstable();
-    bench.once();
-    assert_eq!(stored(&bench), wanted);
-    assert_eq!(dead_letters(&bench), 0);
+    folder.once();
+    assert_eq!(stored(&folder), wanted);
+    assert_eq!(dead_letters(&folder), 0);
 }
 
 #[test]
 fn a_damaged_record_is_one_dead_letter() {
-    let bench = numbers("in", "");
-    std::fs::create_dir(bench.path("in")).expect("a folder");
+    let folder = numbers("in", "");
+    std::fs::create_dir(folder.path("in")).expect("a folder");
     let cut = &record(99)[..20];
-    bench.write(
+    folder.write(
         "in/lines.json",
         format!("{}\n{cut}{}\n{}\n", record(1), record(98), record(2)).as_bytes(),
     );
-    bench.write(
+    folder.write(
         "in/array.json",
         format!(
             "[\n{},\n{cut}{},\n{}\n]\n",
@@ -122,14 +122,14 @@ fn a_damaged_record_is_one_dead_letter() {
         .as_bytes(),
     );
     let long = format!("{{\"n\":97,\"s\":\"{}\"}}", "x".repeat(10_000));
-    bench.write(
+    folder.write(
         "in/long.json",
         format!("[{},{long},{}]", record(5), record(6)).as_bytes(),
     );
-    bench.once();
-    let found: Vec<u64> = stored(&bench).into_iter().map(|(n, _)| n).collect();
+    folder.once();
+    let found: Vec<u64> = stored(&folder).into_iter().map(|(n, _)| n).collect();
     assert_eq!(found, [1, 2, 3, 4, 5, 6]);
-    let dead = bench
+    let dead = folder
         .rows("select length(bytes) as stored, reason from dead_letters order by length(bytes)");
     assert_eq!(dead.len(), 3, "{dead:?}");
     assert_eq!(dead[2]["stored"], 1024);
@@ -141,8 +141,8 @@ fn a_damaged_record_is_one_dead_letter() {
 }
 
 #[test]
-fn elements_of_a_member_are_records_and_reading_goes_on_among_them() {
-    let bench = numbers("in.json", "unwrap = \"Records\"");
+fn elements_of_a_member_are_records_and_reading_resumes_among_them() {
+    let folder = numbers("in.json", "unwrap = \"Records\"");
     let elements = |range: std::ops::Range<usize>| range.map(record).collect::<Vec<_>>().join(", ");
     let text = format!(
         "{{\"source\":{{\"x\":[1]}},\"Records\":[{}],\"count\":3000}}\n",
@@ -151,15 +151,15 @@ fn elements_of_a_member_are_records_and_reading_goes_on_among_them() {
     let more = format!("{{\"Records\":[{}]}}\n", elements(3_000..3_010));
     // Cut in an element, as by a kill of who writes it; then whole; then with another object behind
     // it.
-    bench.write("in.json", &text.as_bytes()[..text.len() / 2]);
-    bench.once();
-    let before = bench.number("select count(*) from a");
+    folder.write("in.json", &text.as_bytes()[..text.len() / 2]);
+    folder.once();
+    let before = folder.number("select count(*) from a");
     assert!((1_000..2_000).contains(&before), "{before}");
     for whole in [text.clone(), text.clone() + &more] {
-        bench.write("in.json", whole.as_bytes());
-        bench.once();
+        folder.write("in.json", whole.as_bytes());
+        folder.once();
     }
-    let found = stored(&bench);
+    let found = stored(&folder);
     assert_eq!(
         found.iter().map(|(n, _)| *n).collect::<Vec<_>>(),
         (0..3_010).collect::<Vec<u64>>()
@@ -172,13 +172,13 @@ fn elements_of_a_member_are_records_and_reading_goes_on_among_them() {
         );
     }
     assert_eq!(
-        bench.number("select count(*) from dead_letters where retried_lsn is null"),
+        folder.number("select count(*) from dead_letters where retried_lsn is null"),
         0
     );
 }
 
-fn run(bench: &Bench, arguments: &[&str]) -> Child {
-    bench
+fn run(folder: &TestFolder, arguments: &[&str]) -> Child {
+    folder
         .command(arguments)
         .stdin(Stdio::piped())
         .stderr(Stdio::null())
@@ -186,14 +186,14 @@ fn run(bench: &Bench, arguments: &[&str]) -> Child {
         .expect("the binary runs")
 }
 
-fn gaps(bench: &Bench) -> u64 {
-    bench.number("select count(*) from weir.gaps")
+fn gaps(folder: &TestFolder) -> u64 {
+    folder.number("select count(*) from weir.gaps")
 }
 
 #[test]
 fn a_line_without_an_end_on_standard_input_is_one_dead_letter() {
-    let bench = numbers("-", "");
-    let mut child = run(&bench, &["run", "--once", "--memory", "512MiB"]);
+    let folder = numbers("-", "");
+    let mut child = run(&folder, &["run", "--once", "--memory", "512MiB"]);
     let mut input = child.stdin.take().expect("piped");
     let block = vec![b'a'; 1 << 20];
     for _ in 0..400 {
@@ -212,8 +212,8 @@ fn a_line_without_an_end_on_standard_input_is_one_dead_letter() {
     drop(input);
     assert!(child.wait().expect("it ends").success());
     assert!(peak.is_none_or(|kib| kib < 400 << 10), "{peak:?} KiB");
-    assert_eq!(stored(&bench), [(1, (400 << 20) + 1)]);
-    let dead = bench.rows("select length(bytes) as stored, reason from dead_letters");
+    assert_eq!(stored(&folder), [(1, (400 << 20) + 1)]);
+    let dead = folder.rows("select length(bytes) as stored, reason from dead_letters");
     assert_eq!((dead.len(), &dead[0]["stored"]), (1, &json!(1024)));
     assert!(
         dead[0]["reason"]
@@ -227,9 +227,9 @@ fn a_line_without_an_end_on_standard_input_is_one_dead_letter() {
 
 #[test]
 fn standard_input_that_was_not_read_to_its_end_leaves_a_gap() {
-    let bench = numbers("-", "");
+    let folder = numbers("-", "");
     let feed = |text: &str| {
-        let mut child = run(&bench, &["run", "--once"]);
+        let mut child = run(&folder, &["run", "--once"]);
         child
             .stdin
             .take()
@@ -241,37 +241,37 @@ fn standard_input_that_was_not_read_to_its_end_leaves_a_gap() {
     // Cut in its last line: nothing of the next run's input belongs to it.
     feed(&format!("{}\n{}", record(1), &record(2)[..10]));
     feed(&format!("{}\n", record(3)));
-    assert_eq!((gaps(&bench), dead_letters(&bench)), (0, 1));
+    assert_eq!((gaps(&folder), dead_letters(&folder)), (0, 1));
     assert_eq!(
-        bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+        folder.number("select count(*) from dead_letters where retried_lsn is not null"),
         0
     );
-    assert_eq!(stored(&bench), [(1, 0), (3, 0)]);
+    assert_eq!(stored(&folder), [(1, 0), (3, 0)]);
 
     // What comes is stored while more is waited for; then a kill.
-    let mut child = run(&bench, &["run"]);
+    let mut child = run(&folder, &["run"]);
     let mut input = child.stdin.take().expect("piped");
     writeln!(input, "{}", record(4)).expect("it is read");
     wait_until("the record is stored", || {
-        let output = bench.output(&["sql", "select n from a where n = 4", "--output", "csv"]);
+        let output = folder.output(&["sql", "select n from a where n = 4", "--output", "csv"]);
         output.status.success() && String::from_utf8_lossy(&output.stdout).contains('4')
     });
     child.kill().expect("it runs");
     child.wait().expect("it ends");
     feed(&format!("{}\n", record(5)));
-    assert_eq!(gaps(&bench), 1);
-    let gap = bench.rows("select source, reason from weir.gaps");
+    assert_eq!(gaps(&folder), 1);
+    let gap = folder.rows("select source, reason from weir.gaps");
     assert_eq!(gap[0]["source"], "in");
     feed("");
     feed(&format!("{}\n", record(6)));
-    assert_eq!((gaps(&bench), stored(&bench).len()), (1, 5));
+    assert_eq!((gaps(&folder), stored(&folder).len()), (1, 5));
 }
 
 #[test]
 fn a_sample_is_read_as_the_source_would() {
-    let bench = numbers("in.json", "unwrap = \"rows\"");
-    bench.write("in.json", b"");
-    bench.write(
+    let folder = numbers("in.json", "unwrap = \"rows\"");
+    folder.write("in.json", b"");
+    folder.write(
         "sample.json",
         format!(
             "{{\n  \"v\": 1,\n  \"rows\": [\n    {},\n    {}\n  ]\n}}\n",
@@ -280,9 +280,9 @@ fn a_sample_is_read_as_the_source_would() {
         )
         .as_bytes(),
     );
-    let output = bench
+    let output = folder
         .command(&["test"])
-        .arg(bench.path("sample.json"))
+        .arg(folder.path("sample.json"))
         .output()
         .expect("the binary runs");
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

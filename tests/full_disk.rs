@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
+use crate::support::{HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until};
 
 const ROWS: u64 = 200;
 
 /// Rows of a stream `a` that do not compress.
-fn body(numbers: &mut Numbers, first: u64) -> Vec<u8> {
+fn body(numbers: &mut Lcg, first: u64) -> Vec<u8> {
     let mut out = String::new();
     for id in first..first + ROWS {
         let text: String = (0..300)
@@ -53,7 +53,7 @@ fn temporary_files(folder: &Path) -> Vec<PathBuf> {
 
 /// Posts rows until the log has been full for five seconds: views and snapshots wait less, so
 /// nothing more is freed. Returns the number of accepted rows.
-fn fill(server: &Server, numbers: &mut Numbers) -> u64 {
+fn fill(server: &Server, numbers: &mut Lcg) -> u64 {
     let mut accepted = 0;
     let mut rejected_since: Option<std::time::Instant> = None;
     while rejected_since.is_none_or(|since| since.elapsed().as_secs() < 5) {
@@ -72,7 +72,7 @@ fn fill(server: &Server, numbers: &mut Numbers) -> u64 {
 }
 
 /// If mounting is permitted: data is readable on a read-only file system.
-fn check_read_only(bench: &Bench, disk: &Path, rows: u64) {
+fn check_read_only(folder: &TestFolder, disk: &Path, rows: u64) {
     let remount = |how: &str| {
         let mounted = std::process::Command::new("mount")
             .args(["-o", &format!("remount,{how}")])
@@ -83,8 +83,8 @@ fn check_read_only(bench: &Bench, disk: &Path, rows: u64) {
     if !remount("ro") {
         return;
     }
-    let count = bench.output(&["sql", "select count(*) as n from a", "--output", "json"]);
-    let started = bench.output(&["run", "--once"]);
+    let count = folder.output(&["sql", "select count(*) as n from a", "--output", "json"]);
+    let started = folder.output(&["run", "--once"]);
     assert!(remount("rw"));
     assert!(
         count.status.success(),
@@ -106,16 +106,16 @@ fn records_are_accepted_again_once_a_full_disk_has_space() {
         return;
     };
     let (data, ballast) = (disk.join("data"), disk.join("ballast"));
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let text = format!(
         "data = \"{}\"\n[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"1s\"\nlake_old = \"1s\"\nsnapshot = \"2s\"\n[log]\nsegment = \"8MiB\"\n[streams.a]\nschema = \"id bigint not null, t bigint not null, s varchar\"\nselect = \"select to_timestamp_millis(t) as event_time, id, s from a\"\n",
         data.display()
     );
-    bench.write("weir.toml", text.as_bytes());
+    folder.write("weir.toml", text.as_bytes());
     let _ = std::fs::remove_dir_all(&data);
     std::fs::write(&ballast, vec![1; 24 << 20]).expect("space");
-    let server = Server::start(&mut bench.command(&["run"]), &data);
-    let mut numbers = Numbers(9);
+    let server = Server::start(&mut folder.command(&["run"]), &data);
+    let mut numbers = Lcg(9);
     let mut accepted = fill(&server, &mut numbers);
     assert_eq!(server.get("/readyz").0, 503);
     assert_eq!(temporary_files(&data), Vec::<PathBuf>::new());
@@ -129,7 +129,7 @@ fn records_are_accepted_again_once_a_full_disk_has_space() {
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|free| free.local_addr())
         .expect("a port");
-    let server = Server::start_at(&mut bench.command(&["run"]), &free.to_string());
+    let server = Server::start_at(&mut folder.command(&["run"]), &free.to_string());
     let count = json!({"sql": "select count(*) as n from a"}).to_string();
     wait_until("all rows are visible", || {
         let (status, answer) = server.request("POST", "/api/v1/sql", &[], count.as_bytes());
@@ -138,7 +138,7 @@ fn records_are_accepted_again_once_a_full_disk_has_space() {
     std::fs::remove_file(&rest).expect("removed");
     std::fs::remove_file(&ballast).expect("removed");
     wait_until("commands find the server", || {
-        bench.output(&["status"]).status.success() && data.join("address.json").exists()
+        folder.output(&["status"]).status.success() && data.join("address.json").exists()
     });
     wait_until("records are accepted again", || {
         post(&server, &body(&mut numbers, accepted)).0 == 200
@@ -146,10 +146,10 @@ fn records_are_accepted_again_once_a_full_disk_has_space() {
     accepted += ROWS;
     wait_until("it is ready", || server.get("/readyz").0 == 200);
     server.stop();
-    check_read_only(&bench, &disk, accepted);
-    assert_eq!(bench.number("select count(*) from a"), accepted);
+    check_read_only(&folder, &disk, accepted);
+    assert_eq!(folder.number("select count(*) from a"), accepted);
     assert_eq!(
-        bench.number("select count(*) from raw where kind = 'record'"),
+        folder.number("select count(*) from raw where kind = 'record'"),
         accepted
     );
     let _ = std::fs::remove_dir_all(&data);
@@ -157,12 +157,12 @@ fn records_are_accepted_again_once_a_full_disk_has_space() {
 
 #[test]
 fn after_a_kill_neither_readers_nor_the_start_need_space_outside_the_data_folder() {
-    let bench = Bench::new("");
-    bench.configure(HTTP_ONLY);
-    let server = start(&bench);
+    let folder = TestFolder::new("");
+    folder.configure(HTTP_ONLY);
+    let server = start(&folder);
     let all = records(300, 8);
     assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
-    let file = bench.path("data/state/rsvps.counts.redb");
+    let file = folder.path("data/state/rsvps.counts.redb");
     // The key under which a commit stores its checkpoint.
     let is_committed = || {
         std::fs::read(&file).is_ok_and(|bytes| bytes.windows(10).any(|part| part == b"checkpoint"))
@@ -171,7 +171,7 @@ fn after_a_kill_neither_readers_nor_the_start_need_space_outside_the_data_folder
     server.kill();
     drop(server);
     let count = || {
-        let mut command = bench.command(&["count", "--output", "json"]);
+        let mut command = folder.command(&["count", "--output", "json"]);
         let output = command
             .env("TMPDIR", "/proc/nonexistent")
             .output()
@@ -186,8 +186,8 @@ fn after_a_kill_neither_readers_nor_the_start_need_space_outside_the_data_folder
     // A reader changes nothing: another one sees the same.
     count();
     let server = Server::start(
-        bench.command(&["run"]).env("TMPDIR", "/proc/nonexistent"),
-        &bench.path("data"),
+        folder.command(&["run"]).env("TMPDIR", "/proc/nonexistent"),
+        &folder.path("data"),
     );
     assert_eq!(server.get("/readyz").0, 200);
     server.stop();
@@ -195,11 +195,11 @@ fn after_a_kill_neither_readers_nor_the_start_need_space_outside_the_data_folder
 
 #[test]
 fn a_start_removes_temporary_files_of_a_killed_process() {
-    let bench = Bench::new("");
-    bench.write("in.ndjson", &ndjson(&records(200, 2)));
-    bench.once();
-    let before = bench.number("select count(*) from raw");
-    let data = bench.path("data");
+    let folder = TestFolder::new("");
+    folder.write("in.ndjson", &ndjson(&records(200, 2)));
+    folder.once();
+    let before = folder.number("select count(*) from raw");
+    let data = folder.path("data");
     let leftovers = [
         "log/00000000000000ff.seg.tmp",
         "operators/00000000000000ff.snap.tmp",
@@ -221,8 +221,8 @@ fn a_start_removes_temporary_files_of_a_killed_process() {
             .and_then(|f| f.set_modified(long_ago))
             .expect("set");
     }
-    bench.once();
+    folder.once();
     let remaining: Vec<&PathBuf> = leftovers.iter().filter(|path| path.exists()).collect();
     assert_eq!(remaining, Vec::<&PathBuf>::new());
-    assert_eq!(bench.number("select count(*) from raw"), before);
+    assert_eq!(folder.number("select count(*) from raw"), before);
 }

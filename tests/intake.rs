@@ -11,7 +11,7 @@ use weir::runtime::{Options, Running};
 use weir::wal::{FrameAttributes, Kind, RecordsBuilder};
 
 use crate::server::{Server, start};
-use crate::support::{Bench, HTTP_ONLY, ndjson, records, wait_until};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, wait_until};
 
 const TWO_STREAMS: &str = r#"[server]
 http = "127.0.0.1:0"
@@ -23,10 +23,10 @@ schema = "n bigint not null"
 select = "select timestamp '2024-05-01T10:00:00' as event_time, n from b"
 "#;
 
-fn two_streams() -> Bench {
-    let bench = Bench::new("");
-    bench.configure(TWO_STREAMS);
-    bench
+fn two_streams() -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(TWO_STREAMS);
+    folder
 }
 
 fn post(server: &Server, stream: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
@@ -61,8 +61,8 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<u8> {
 
 #[test]
 fn a_request_repeated_after_a_timeout_is_stored_once() {
-    let bench = two_streams();
-    let server = start(&bench);
+    let folder = two_streams();
+    let server = start(&folder);
     let body = numbers(0..20_000);
     for round in 0..8 {
         let key = format!("k{round}");
@@ -75,17 +75,17 @@ fn a_request_repeated_after_a_timeout_is_stored_once() {
         );
     }
     server.stop();
-    assert_eq!(bench.number("select count(*) from a"), 8 * 20_000);
+    assert_eq!(folder.number("select count(*) from a"), 8 * 20_000);
     assert_eq!(
-        bench.number("select count(*) from raw where kind = 'record'"),
+        folder.number("select count(*) from raw where kind = 'record'"),
         8 * 20_000
     );
 }
 
 #[test]
 fn requests_with_one_key_at_once_are_stored_once_and_all_get_the_answer() {
-    let bench = two_streams();
-    let server = start(&bench);
+    let folder = two_streams();
+    let server = start(&folder);
     let body = [numbers(0..20_000), b"not json\n".to_vec()].concat();
     let answers: Vec<(u16, Value)> = std::thread::scope(|scope| {
         let requests: Vec<_> = (0..8)
@@ -104,14 +104,14 @@ fn requests_with_one_key_at_once_are_stored_once_and_all_get_the_answer() {
         (&json!(20_000), &json!(1))
     );
     server.stop();
-    assert_eq!(bench.number("select count(*) from a"), 20_000);
-    assert_eq!(bench.number("select count(*) from dead_letters"), 1);
+    assert_eq!(folder.number("select count(*) from a"), 20_000);
+    assert_eq!(folder.number("select count(*) from dead_letters"), 1);
 }
 
 #[test]
 fn a_key_belongs_to_its_stream_and_a_rejected_request_does_not_use_it() {
-    let bench = two_streams();
-    let server = start(&bench);
+    let folder = two_streams();
+    let server = start(&folder);
     let key = [("Idempotency-Key", "k")];
     assert_eq!(post(&server, "a", &key, b"[{\"n\":1},").0, 400);
     let gzip = [("Idempotency-Key", "k"), ("Content-Encoding", "gzip")];
@@ -122,7 +122,7 @@ fn a_key_belongs_to_its_stream_and_a_rejected_request_does_not_use_it() {
         assert_eq!(post(&server, stream, &key, b"{\"n\":2}").0, 422);
     }
     server.stop();
-    let server = start(&bench);
+    let server = start(&folder);
     for stream in ["a", "b"] {
         assert_eq!(post(&server, stream, &key, b"{\"n\":1}").1["accepted"], 1);
         assert_eq!(post(&server, stream, &key, b"{\"n\":2}").0, 422);
@@ -130,8 +130,8 @@ fn a_key_belongs_to_its_stream_and_a_rejected_request_does_not_use_it() {
     server.stop();
     assert_eq!(
         (
-            bench.number("select count(*) from a"),
-            bench.number("select count(*) from b")
+            folder.number("select count(*) from a"),
+            folder.number("select count(*) from b")
         ),
         (1, 1)
     );
@@ -139,16 +139,16 @@ fn a_key_belongs_to_its_stream_and_a_rejected_request_does_not_use_it() {
 
 #[test]
 fn a_request_repeated_after_a_kill_is_stored_once() {
-    let bench = two_streams();
+    let folder = two_streams();
     let rounds = 6u32;
     for round in 0..rounds {
         let (key, body) = (
             format!("k{round}"),
             numbers(round * 2_000..(round + 1) * 2_000),
         );
-        let server = start(&bench);
+        let server = start(&folder);
         let log_bytes = || -> u64 {
-            let files = std::fs::read_dir(bench.path("data/log"))
+            let files = std::fs::read_dir(folder.path("data/log"))
                 .expect("a log")
                 .flatten();
             files
@@ -165,7 +165,7 @@ fn a_request_repeated_after_a_kill_is_stored_once() {
         }
         server.kill();
         drop((connection, server));
-        let server = start(&bench);
+        let server = start(&folder);
         let (status, answer) = post(&server, "a", &[("Idempotency-Key", &key)], &body);
         assert_eq!(
             (status, &answer["accepted"]),
@@ -175,11 +175,11 @@ fn a_request_repeated_after_a_kill_is_stored_once() {
         server.stop();
     }
     assert_eq!(
-        bench.number("select count(*) from a"),
+        folder.number("select count(*) from a"),
         u64::from(rounds) * 2_000
     );
     assert_eq!(
-        bench.number("select count(distinct n) from a"),
+        folder.number("select count(distinct n) from a"),
         u64::from(rounds) * 2_000
     );
 }
@@ -211,9 +211,10 @@ fn submission(body: &[Value], key: &str) -> Submission {
 
 /// Submits requests to the log of a folder, each `times` times, and stops with everything
 /// committed.
-fn submit(bench: &Bench, requests: &[(&str, Vec<Value>)], times: usize) {
+fn submit(folder: &TestFolder, requests: &[(&str, Vec<Value>)], times: usize) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let config = weir::config::load(Some(&bench.path("weir.toml")), None).expect("a configuration");
+    let config =
+        weir::config::load(Some(&folder.path("weir.toml")), None).expect("a configuration");
     let mut running =
         Running::start(&config, Options { once: true }, runtime.handle()).expect("starts");
     running.wait_recovered().expect("the log is read");
@@ -243,8 +244,8 @@ fn submit(bench: &Bench, requests: &[(&str, Vec<Value>)], times: usize) {
 
 #[test]
 fn duplicate_requests_have_rows_only_in_raw_even_after_a_restart_and_a_rebuild() {
-    let (bench, reference) = (Bench::new(""), Bench::new(""));
-    for side in [&bench, &reference] {
+    let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
+    for side in [&folder, &reference] {
         side.configure(HTTP_ONLY);
     }
     let all = records(600, 14);
@@ -256,12 +257,12 @@ fn duplicate_requests_have_rows_only_in_raw_even_after_a_restart_and_a_rebuild()
         .enumerate()
         .map(|(n, key)| (*key, body(n)))
         .collect();
-    submit(&bench, &requests[..2], 3);
+    submit(&folder, &requests[..2], 3);
     // The first two are repeated after a restart.
-    submit(&bench, &requests, 2);
+    submit(&folder, &requests, 2);
     submit(&reference, &requests, 1);
-    let kinds = |bench: &Bench| -> BTreeMap<String, u64> {
-        let rows = bench.rows("select kind, count(*) as n from raw group by kind");
+    let kinds = |folder: &TestFolder| -> BTreeMap<String, u64> {
+        let rows = folder.rows("select kind, count(*) as n from raw group by kind");
         rows.iter()
             .map(|r| {
                 (
@@ -272,14 +273,17 @@ fn duplicate_requests_have_rows_only_in_raw_even_after_a_restart_and_a_rebuild()
             .collect()
     };
     assert_eq!(
-        (kinds(&bench)["record"], kinds(&bench)["duplicate_request"]),
+        (
+            kinds(&folder)["record"],
+            kinds(&folder)["duplicate_request"]
+        ),
         (603, (4 + 4 + 1) * 201)
     );
     let wanted = reference.all_answers();
-    assert_eq!(bench.all_answers(), wanted);
+    assert_eq!(folder.all_answers(), wanted);
     let (before, dead) = (
-        kinds(&bench),
-        bench.number("select count(*) from dead_letters"),
+        kinds(&folder),
+        folder.number("select count(*) from dead_letters"),
     );
     assert_eq!(dead, 3);
     for what in [
@@ -291,31 +295,31 @@ fn duplicate_requests_have_rows_only_in_raw_even_after_a_restart_and_a_rebuild()
         "search",
         "places",
     ] {
-        let output = bench.output(&["rebuild", what]);
+        let output = folder.output(&["rebuild", what]);
         assert!(
             output.status.success(),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    assert_eq!(bench.all_answers(), wanted);
-    assert_eq!(kinds(&bench), before);
+    assert_eq!(folder.all_answers(), wanted);
+    assert_eq!(kinds(&folder), before);
     // Without a snapshot everything is read from the log again.
-    for entry in std::fs::read_dir(bench.path("data/operators"))
+    for entry in std::fs::read_dir(folder.path("data/operators"))
         .expect("a folder")
         .flatten()
     {
         std::fs::remove_file(entry.path()).expect("removable");
     }
-    submit(&bench, &requests, 1);
-    assert_eq!(bench.all_answers(), wanted);
+    submit(&folder, &requests, 1);
+    assert_eq!(folder.all_answers(), wanted);
 }
 
 #[test]
 fn every_usual_type_and_coding_of_a_body_is_accepted() {
     use flate2::{Compression, write};
-    let bench = two_streams();
-    let server = start(&bench);
+    let folder = two_streams();
+    let server = start(&folder);
     let body = numbers(0..3);
     for name in [
         "application/json",
@@ -375,13 +379,13 @@ fn every_usual_type_and_coding_of_a_body_is_accepted() {
         assert_eq!(post(&server, "a", headers, &body).0, 415, "{headers:?}");
     }
     server.stop();
-    assert_eq!(bench.number("select count(*) from a"), 12 * 3);
+    assert_eq!(folder.number("select count(*) from a"), 12 * 3);
 }
 
 #[test]
 fn a_malformed_line_is_a_dead_letter_alone_and_among_others() {
-    let bench = two_streams();
-    let server = start(&bench);
+    let folder = two_streams();
+    let server = start(&folder);
     let cases: [(&[u8], u64, u64); 8] = [
         (b"", 0, 0),
         (b"\n\n", 0, 0),
@@ -416,18 +420,18 @@ fn a_malformed_line_is_a_dead_letter_alone_and_among_others() {
         );
     }
     server.stop();
-    assert_eq!(bench.number("select count(*) from a"), 4);
-    assert_eq!(bench.number("select count(*) from dead_letters"), 6);
+    assert_eq!(folder.number("select count(*) from a"), 4);
+    assert_eq!(folder.number("select count(*) from dead_letters"), 6);
 }
 
 #[test]
 fn cloud_events_are_accepted_singly_in_batches_and_in_binary_mode() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let columns = "select cast(time as timestamp) as event_time, id, data['n'] as n from e";
-    bench.configure(&format!(
+    folder.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[streams.e]\nschema = \"id varchar not null, time varchar, data struct<n bigint>\"\nselect = \"{columns}\"\n[streams.d]\nschema = \"n bigint not null\"\nselect = \"select timestamp '2024-05-01T10:00:00' as event_time, n from d\"\n"
     ));
-    let server = start(&bench);
+    let server = start(&folder);
     let event = |n: u32| json!({"specversion": "1.0", "id": n.to_string(), "source": "/s", "type": "t", "time": "2024-05-01T10:00:00Z", "data": {"n": n}});
     let (one, batch) = (
         event(1).to_string(),
@@ -452,26 +456,26 @@ fn cloud_events_are_accepted_singly_in_batches_and_in_binary_mode() {
     assert_eq!(post(&server, "d", &binary, b"{\"n\":4}").1["accepted"], 1);
     server.stop();
     assert_eq!(
-        bench.rows("select id, n from e order by n"),
+        folder.rows("select id, n from e order by n"),
         [
             json!({"id": "1", "n": 1}),
             json!({"id": "2", "n": 2}),
             json!({"id": "3", "n": 3})
         ]
     );
-    assert_eq!(bench.number("select n from d"), 4);
+    assert_eq!(folder.number("select n from d"), 4);
 }
 
 #[test]
 fn concurrent_retries_each_count_what_they_resubmitted() {
-    let bench = Bench::new("");
-    bench.configure(&format!("{HTTP_ONLY}require = [\"guests < 0\"]\n"));
-    let server = start(&bench);
+    let folder = TestFolder::new("");
+    folder.configure(&format!("{HTTP_ONLY}require = [\"guests < 0\"]\n"));
+    let server = start(&folder);
     let rows = records(50, 3);
     assert_eq!(server.post(&[], &ndjson(&rows)).1["rejected_total"], 50);
     server.stop();
-    bench.configure(HTTP_ONLY);
-    let server = start(&bench);
+    folder.configure(HTTP_ONLY);
+    let server = start(&folder);
     let answers: Vec<(u16, Value)> = std::thread::scope(|scope| {
         let retry = || server.request("POST", "/api/v1/dead-letters/retry", &[], b"{}");
         let retries: Vec<_> = (0..3).map(|_| scope.spawn(retry)).collect();
@@ -490,13 +494,13 @@ fn concurrent_retries_each_count_what_they_resubmitted() {
         .sum();
     assert_eq!(retried, 50, "{answers:?}");
     server.stop();
-    assert_eq!(bench.number("select count(*) from rsvps"), 50);
+    assert_eq!(folder.number("select count(*) from rsvps"), 50);
 }
 
 #[test]
 fn elements_of_a_member_are_records_of_a_post() {
-    let bench = two_streams();
-    let server = start(&bench);
+    let folder = two_streams();
+    let server = start(&folder);
     let body = br#"{"source":"x","Records":[{"n":1},{"n":"no"},{"n":3}]}"#;
     let send = |query: &str| {
         server.request(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{Bench, ndjson, records, wait_until};
+use crate::support::{TestFolder, ndjson, records, wait_until};
 
 struct Follower(BufReader<TcpStream>);
 
@@ -65,12 +65,12 @@ impl Follower {
     }
 }
 
-fn bench(limits: &str) -> Bench {
-    let bench = Bench::new("");
-    bench.configure(&format!(
+fn with_limits(limits: &str) -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\n{limits}\n[streams.rsvps]\npreset = \"rsvps\"\n[windows.n]\nsql = \"select window_start, window_end, response, count(*) as n from tumble(rsvps, event_time, interval '1 second') group by 1, 2, 3\"\n"
     ));
-    bench
+    folder
 }
 
 fn rows(server: &Server, query: &str) -> Vec<Value> {
@@ -89,9 +89,9 @@ fn rows(server: &Server, query: &str) -> Vec<Value> {
 }
 
 #[test]
-fn each_row_is_sent_once_also_after_a_reconnect_and_as_in_sql() {
-    let bench = bench("");
-    let server = start(&bench);
+fn each_row_is_sent_once_and_as_in_sql_even_after_a_reconnect() {
+    let folder = with_limits("");
+    let server = start(&folder);
     let mut whole = Follower::new(&server, "", None);
     let mut windows = Follower::new(&server, "?window=n", None);
     let all = records(1_200, 4);
@@ -135,13 +135,13 @@ fn each_row_is_sent_once_also_after_a_reconnect_and_as_in_sql() {
 
 #[test]
 fn rows_that_have_left_memory_are_named_once() {
-    let bench = bench("");
-    let server = start(&bench);
+    let folder = with_limits("");
+    let server = start(&folder);
     let mut follower = Follower::new(&server, "", None);
     assert_eq!(server.post(&[], &ndjson(&records(20, 5))).0, 200);
     let seen: Vec<Event> = (0..20).map(|_| follower.next()).collect();
     server.stop();
-    let server = start(&bench);
+    let server = start(&folder);
     // No row is missed after the last one.
     let mut at_end = Follower::new(&server, "", Some(&seen[19].id));
     let mut late = Follower::new(&server, "", Some(&seen[3].id));
@@ -175,8 +175,8 @@ fn rows_that_have_left_memory_are_named_once() {
 
 #[test]
 fn many_live_streams_take_no_slots_of_queries() {
-    let bench = bench("sql_concurrent = 1");
-    let server = start(&bench);
+    let folder = with_limits("sql_concurrent = 1");
+    let server = start(&folder);
     let mut followers: Vec<Follower> = (0..40).map(|_| Follower::new(&server, "", None)).collect();
     for seed in 0..10 {
         assert_eq!(server.post(&[], &ndjson(&records(100, seed))).0, 200);

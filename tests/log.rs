@@ -8,7 +8,7 @@ use weir::storage::{Disk, Storage};
 use weir::testing::FaultyDisk;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, LogReader, RecordsBuilder, Wal, WalOptions};
 
-use crate::support::{Bench, Numbers, copy, files, holds_exactly, ndjson, records};
+use crate::support::{Lcg, TestFolder, assert_holds_exactly, copy, files, ndjson, records};
 
 fn frame(content: &str) -> Frame {
     let mut records = RecordsBuilder::default();
@@ -102,7 +102,7 @@ fn a_torn_tail_is_truncated_and_damage_below_a_synced_record_is_an_error() {
     let segment = files(&log).into_keys().next().expect("a segment");
     let good = std::fs::read(&segment).expect("readable");
     let used = good.iter().rposition(|b| *b != 0).expect("frames") + 1;
-    let mut numbers = Numbers(5);
+    let mut numbers = Lcg(5);
     let (mut truncated, mut rejected) = (0, 0);
     for _ in 0..300 {
         let mut bad = good.clone();
@@ -155,44 +155,44 @@ fn a_torn_tail_is_truncated_and_damage_below_a_synced_record_is_an_error() {
 
 #[test]
 fn a_log_truncated_below_the_views_exits_with_65_and_changes_nothing() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let all = records(2_000, 3);
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
-    copy(&bench.path("data"), &bench.path("good"));
-    let segment = files(&bench.path("data/log"))
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
+    copy(&folder.path("data"), &folder.path("good"));
+    let segment = files(&folder.path("data/log"))
         .into_keys()
         .next()
         .expect("a segment");
     let mut bytes = std::fs::read(&segment).expect("readable");
     bytes[2_000..].fill(0);
     std::fs::write(&segment, bytes).expect("writable");
-    let before = files(&bench.path("data/log"));
-    let output = bench.output(&["run", "--once"]);
+    let before = files(&folder.path("data/log"));
+    let output = folder.output(&["run", "--once"]);
     assert_eq!(
         output.status.code(),
         Some(65),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert_eq!(files(&bench.path("data/log")), before);
+    assert_eq!(files(&folder.path("data/log")), before);
     // The earlier copy of the folder opens.
-    std::fs::remove_dir_all(bench.path("data")).expect("removable");
-    std::fs::rename(bench.path("good"), bench.path("data")).expect("movable");
-    bench.once();
-    holds_exactly(&bench, &all);
+    std::fs::remove_dir_all(folder.path("data")).expect("removable");
+    std::fs::rename(folder.path("good"), folder.path("data")).expect("movable");
+    folder.once();
+    assert_holds_exactly(&folder, &all);
 }
 
 #[test]
 fn newer_formats_exit_with_65() {
-    let bench = Bench::new("");
-    bench.write("in.ndjson", &ndjson(&records(50, 1)));
-    bench.once();
-    for (folder, what) in [
+    let folder = TestFolder::new("");
+    folder.write("in.ndjson", &ndjson(&records(50, 1)));
+    folder.once();
+    for (subfolder, what) in [
         ("data/log", "log format"),
         ("data/operators", "snapshot format"),
     ] {
-        let path = files(&bench.path(folder))
+        let path = files(&folder.path(subfolder))
             .into_keys()
             .next_back()
             .expect("a file");
@@ -200,12 +200,12 @@ fn newer_formats_exit_with_65() {
         let mut newer = good.clone();
         newer[8] = 99;
         std::fs::write(&path, &newer).expect("writable");
-        let output = bench.output(&["run", "--once"]);
+        let output = folder.output(&["run", "--once"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(65), "{message}");
         assert!(message.contains(what), "{message}");
         assert_eq!(std::fs::read(&path).expect("readable"), newer);
         std::fs::write(&path, good).expect("writable");
     }
-    bench.once();
+    folder.once();
 }

@@ -15,7 +15,7 @@ use weir::runtime::views;
 use weir::views::LogIdentity;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, Records};
 
-use crate::support::Bench;
+use crate::support::TestFolder;
 
 fn stream(schema: &str, select: &str, more: &str) -> String {
     format!(
@@ -145,13 +145,13 @@ fn names_in_tables_and_windows() -> Vec<Case> {
 fn names_that_a_table_cannot_have_are_rejected_at_their_location() {
     let cases = names_in_select().into_iter();
     for (configuration, at, message) in cases.chain(names_in_tables_and_windows()) {
-        let bench = Bench::new("");
-        bench.configure(&configuration);
-        let output = bench.output(&["check"]);
+        let folder = TestFolder::new("");
+        folder.configure(&configuration);
+        let output = folder.output(&["check"]);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{configuration}\n{stderr}");
         assert!(stderr.contains(message), "{message}\n{stderr}");
-        let text = std::fs::read_to_string(bench.path("weir.toml")).expect("a file");
+        let text = std::fs::read_to_string(folder.path("weir.toml")).expect("a file");
         let mut places = text
             .lines()
             .enumerate()
@@ -170,11 +170,11 @@ fn names_that_a_table_cannot_have_are_rejected_at_their_location() {
 
 #[test]
 fn everyday_names_are_accepted() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let schema = "id varchar, \"ID\" varchar, v double, \"userId\" varchar, nest struct<\"Key\" varchar, b int>, windows varchar";
     let select = "id, v as \"température\", v as \"a.b\", v as \"a-b\", v as \"2024\", \"userId\", nest, nest.b as b, windows, (v) as x, s.v";
-    bench.configure(&stream(schema, select, ""));
-    let output = bench.output(&["check"]);
+    folder.configure(&stream(schema, select, ""));
+    let output = folder.output(&["check"]);
     assert!(
         output.status.success(),
         "{}",
@@ -184,7 +184,7 @@ fn everyday_names_are_accepted() {
 
 #[test]
 fn a_name_whose_case_changes_is_rejected_while_its_table_exists() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let source =
         "[[sources]]\nname = \"f\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
     let with = |select: &str| {
@@ -193,20 +193,20 @@ fn a_name_whose_case_changes_is_rejected_while_its_table_exists() {
             stream("\"userId\" varchar, v double", select, "")
         )
     };
-    bench.configure(&with("\"userId\""));
-    bench.write(
+    folder.configure(&with("\"userId\""));
+    folder.write(
         "in.ndjson",
         b"{\"at\":\"2024-05-01T10:00:00Z\",\"userId\":\"a\",\"v\":1}\n",
     );
-    bench.once();
+    folder.once();
     // Also if a configuration in between did not have the column.
     for between in [None, Some("v")] {
         if let Some(between) = between {
-            bench.configure(&with(between));
-            bench.once();
+            folder.configure(&with(between));
+            folder.once();
         }
-        bench.configure(&with("\"userId\" as userid"));
-        let output = bench.output(&["check"]);
+        folder.configure(&with("\"userId\" as userid"));
+        let output = folder.output(&["check"]);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(
@@ -216,11 +216,11 @@ fn a_name_whose_case_changes_is_rejected_while_its_table_exists() {
             "{stderr}"
         );
     }
-    bench.configure(&with("\"userId\", v"));
-    assert!(bench.output(&["check"]).status.success());
-    bench.once();
+    folder.configure(&with("\"userId\", v"));
+    assert!(folder.output(&["check"]).status.success());
+    folder.once();
     assert_eq!(
-        bench.number("select count(*) from s where \"userId\" = 'a'"),
+        folder.number("select count(*) from s where \"userId\" = 'a'"),
         1
     );
 }
@@ -328,7 +328,7 @@ fn create_commit_and_reopen(
 }
 
 #[test]
-fn what_check_accepts_can_be_created_committed_and_reopened() {
+fn configurations_that_check_accepts_can_be_created_committed_and_reopened() {
     let (accepted, rejected) = (Cell::new(0), Cell::new(0));
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 60,

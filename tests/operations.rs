@@ -6,22 +6,23 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, start};
 use crate::support::{
-    Bench, HTTP_ONLY, Numbers, OFTEN, copy, holds_exactly, ndjson, records, without_as_of,
+    FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, assert_holds_exactly, copy, ndjson, records,
+    without_as_of,
 };
 
 /// A test folder with a copy of a backup as its data.
-fn restored(backup: &Path) -> Bench {
-    let bench = Bench::new("");
-    copy(backup, &bench.path("data"));
-    bench.configure("[streams.rsvps]\npreset = \"rsvps\"\n");
-    bench
+fn restored(backup: &Path) -> TestFolder {
+    let folder = TestFolder::new("");
+    copy(backup, &folder.path("data"));
+    folder.configure("[streams.rsvps]\npreset = \"rsvps\"\n");
+    folder
 }
 
 #[test]
 fn backups_taken_during_ingest_hold_exactly_the_records_accepted_until_then() {
-    let bench = Bench::new("");
-    bench.configure(&format!("{OFTEN}{HTTP_ONLY}"));
-    let server = start(&bench);
+    let folder = TestFolder::new("");
+    folder.configure(&format!("{FREQUENT_COMMITS}{HTTP_ONLY}"));
+    let server = start(&folder);
     let all = records(6_000, 31);
     let mut backups = Vec::new();
     std::thread::scope(|scope| {
@@ -31,8 +32,8 @@ fn backups_taken_during_ingest_hold_exactly_the_records_accepted_until_then() {
             }
         });
         while backups.len() < 3 || !posting.is_finished() {
-            let to = bench.path(&format!("backup-{}", backups.len()));
-            let summary = bench.ask(&["backup", to.to_str().expect("text")]);
+            let to = folder.path(&format!("backup-{}", backups.len()));
+            let summary = folder.ask(&["backup", to.to_str().expect("text")]);
             backups.push((to, summary["lsn"].as_u64().expect("a number")));
         }
     });
@@ -40,21 +41,21 @@ fn backups_taken_during_ingest_hold_exactly_the_records_accepted_until_then() {
     let picked = [0, backups.len() / 2, backups.len() - 1];
     for (to, lsn) in picked.map(|at| &backups[at]) {
         // Other frames are the configuration and, on a slow machine, ticks.
-        let count = bench.number(&format!(
+        let count = folder.number(&format!(
             "select count(*) from raw where kind = 'record' and lsn <= {lsn}"
         ));
         let copy = restored(to);
         copy.once();
-        holds_exactly(&copy, &all[..count as usize]);
+        assert_holds_exactly(&copy, &all[..count as usize]);
     }
     // The same verb copies a stopped folder; a target that is not empty is refused.
-    let to = bench.path("stopped");
-    bench.ask(&["backup", to.to_str().expect("text")]);
+    let to = folder.path("stopped");
+    folder.ask(&["backup", to.to_str().expect("text")]);
     let copy = restored(&to);
     copy.once();
-    holds_exactly(&copy, &all);
+    assert_holds_exactly(&copy, &all);
     assert_eq!(
-        bench
+        folder
             .output(&["backup", to.to_str().expect("text")])
             .status
             .code(),
@@ -72,11 +73,11 @@ fn minutes(count: usize) -> Vec<Value> {
     all
 }
 
-fn hours(bench: &Bench, table: &str) -> Vec<String> {
+fn hours(folder: &TestFolder, table: &str) -> Vec<String> {
     let query = format!(
         "select distinct \"partition\" from weir.files where \"table\" = '{table}' order by 1"
     );
-    bench
+    folder
         .rows(&query)
         .iter()
         .map(|r| r["partition"].as_str().expect("text").to_owned())
@@ -85,44 +86,44 @@ fn hours(bench: &Bench, table: &str) -> Vec<String> {
 
 #[test]
 fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_dropped() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let config = |retention: &str| {
-        bench.configure(&format!(
+        folder.configure(&format!(
             "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n{retention}"
         ));
     };
     config("retention = \"3h\"\n");
     let all = minutes(10 * 60);
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
     // The last answer comes at 09:59, less ten seconds and three hours: everything before 06:00 is
     // gone.
     let shown = |hour: u64| {
         let count = 600 - hour * 60;
-        assert_eq!(bench.number("select count(*) from rsvps"), count);
-        assert_eq!(bench.ask(&["count", "--duplicates"])["count"], count);
+        assert_eq!(folder.number("select count(*) from rsvps"), count);
+        assert_eq!(folder.ask(&["count", "--duplicates"])["count"], count);
         assert_eq!(
-            bench.ask(&["search", "fun", "--limit", "1"])["total"],
+            folder.ask(&["search", "fun", "--limit", "1"])["total"],
             count
         );
     };
     shown(6);
     assert_eq!(
-        bench.number("select count(*) from raw where kind = 'record'"),
+        folder.number("select count(*) from raw where kind = 'record'"),
         600,
         "raw has its own retention"
     );
-    bench.once();
+    folder.once();
     shown(6);
     let want: Vec<String> = (6..10)
         .map(|hour| format!("year=2016/month=6/day=10/hour={hour}"))
         .collect();
-    assert_eq!(hours(&bench, "rsvps"), want);
+    assert_eq!(hours(&folder, "rsvps"), want);
     // A record below the floor is refused with its reason, and stays in raw.
-    bench.write("in.ndjson", &ndjson(&[all.as_slice(), &all[..1]].concat()));
-    bench.once();
+    folder.write("in.ndjson", &ndjson(&[all.as_slice(), &all[..1]].concat()));
+    folder.once();
     shown(6);
-    let dead = bench.rows("select reason from dead_letters");
+    let dead = folder.rows("select reason from dead_letters");
     assert!(
         dead[0]["reason"]
             .as_str()
@@ -134,13 +135,13 @@ fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_droppe
 
 #[test]
 fn above_the_disk_limit_the_oldest_hours_are_dropped_and_all_answers_agree() {
-    let bench = Bench::new("");
-    bench.configure(
+    let folder = TestFolder::new("");
+    folder.configure(
         "[limits]\ndisk = \"28MiB\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
     );
     // Text that does not compress, so that few records take much room; all of one group, which is
     // stored once.
-    let mut numbers = Numbers(3);
+    let mut numbers = Lcg(3);
     let mut all = minutes(3_600);
     for record in &mut all {
         let noise: String = (0..4_000)
@@ -149,17 +150,20 @@ fn above_the_disk_limit_the_oldest_hours_are_dropped_and_all_answers_agree() {
         record["group"]["group_city"] = json!(noise);
     }
     for part in 1..=4 {
-        bench.write("in.ndjson", &ndjson(&all[..part * all.len() / 4]));
-        bench.once();
+        folder.write("in.ndjson", &ndjson(&all[..part * all.len() / 4]));
+        folder.once();
     }
-    bench.once();
-    let files = bench.number("select sum(bytes) from weir.files");
+    folder.once();
+    let files = folder.number("select sum(bytes) from weir.files");
     assert!(files < 28 << 20, "{files} bytes in files");
-    let left = bench.number("select count(*) from rsvps");
+    let left = folder.number("select count(*) from rsvps");
     assert!(left > 60 && left < 3_600, "{left} rows are left");
-    assert_eq!(bench.ask(&["count", "--duplicates"])["count"], left);
-    assert_eq!(bench.ask(&["search", "fun", "--limit", "1"])["total"], left);
-    let newest = bench.rows("select max(mtime) as m, min(mtime) as o from rsvps");
+    assert_eq!(folder.ask(&["count", "--duplicates"])["count"], left);
+    assert_eq!(
+        folder.ask(&["search", "fun", "--limit", "1"])["total"],
+        left
+    );
+    let newest = folder.rows("select max(mtime) as m, min(mtime) as o from rsvps");
     assert_eq!(newest[0]["m"], all[3_599]["mtime"], "the newest stay");
     assert_eq!(
         newest[0]["o"].as_i64().expect("a number") % 3_600_000,
@@ -170,10 +174,10 @@ fn above_the_disk_limit_the_oldest_hours_are_dropped_and_all_answers_agree() {
 
 #[test]
 fn a_log_with_a_small_budget_is_trimmed_and_loses_nothing() {
-    let bench = Bench::new("");
-    bench.configure(&format!("{OFTEN}budget = \"4MiB\"\n{HTTP_ONLY}"));
-    let server = start(&bench);
-    let mut numbers = Numbers(5);
+    let folder = TestFolder::new("");
+    folder.configure(&format!("{FREQUENT_COMMITS}budget = \"4MiB\"\n{HTTP_ONLY}"));
+    let server = start(&folder);
+    let mut numbers = Lcg(5);
     let mut all = records(9_000, 33);
     for record in &mut all {
         let noise: String = (0..900)
@@ -191,25 +195,25 @@ fn a_log_with_a_small_budget_is_trimmed_and_loses_nothing() {
         });
     }
     server.stop();
-    let log: u64 = crate::support::files(&bench.path("data/log"))
+    let log: u64 = crate::support::files(&folder.path("data/log"))
         .values()
         .map(|b| b.len() as u64)
         .sum();
     assert!(log <= 4 << 20, "{log} bytes of log");
-    holds_exactly(&bench, &all);
+    assert_holds_exactly(&folder, &all);
 }
 
 #[test]
 fn a_view_that_lags_the_snapshots_replays_to_the_same_rows() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let all = records(1_200, 35);
-    bench.write("in.ndjson", &ndjson(&all[..500]));
-    bench.once();
-    copy(&bench.path("data"), &bench.path("half"));
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
-    let want = bench.all_answers();
-    copy(&bench.path("data"), &bench.path("whole"));
+    folder.write("in.ndjson", &ndjson(&all[..500]));
+    folder.once();
+    copy(&folder.path("data"), &folder.path("half"));
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
+    let want = folder.all_answers();
+    copy(&folder.path("data"), &folder.path("whole"));
     // Each view in turn is reset to its state after half the records; the snapshots are ahead of it.
     for view in [
         "search/rsvps",
@@ -218,29 +222,32 @@ fn a_view_that_lags_the_snapshots_replays_to_the_same_rows() {
         "lake/rsvps",
         "lake/raw",
     ] {
-        std::fs::remove_dir_all(bench.path("data")).expect("removable");
-        copy(&bench.path("whole"), &bench.path("data"));
-        let (half, data) = (bench.path("half").join(view), bench.path("data").join(view));
+        std::fs::remove_dir_all(folder.path("data")).expect("removable");
+        copy(&folder.path("whole"), &folder.path("data"));
+        let (half, data) = (
+            folder.path("half").join(view),
+            folder.path("data").join(view),
+        );
         if half.is_dir() {
             std::fs::remove_dir_all(&data).expect("removable");
             copy(&half, &data);
         } else {
             std::fs::copy(&half, &data).expect("a file");
         }
-        bench.once();
-        assert_eq!(bench.all_answers(), want, "{view}");
-        holds_exactly(&bench, &all);
+        folder.once();
+        assert_eq!(folder.all_answers(), want, "{view}");
+        assert_holds_exactly(&folder, &all);
     }
 }
 
 #[test]
 fn a_running_query_is_ended_by_its_id() {
-    let bench = Bench::new("");
-    bench.configure(HTTP_ONLY);
-    let server = start(&bench);
+    let folder = TestFolder::new("");
+    folder.configure(HTTP_ONLY);
+    let server = start(&folder);
     assert_eq!(server.post(&[], &ndjson(&records(400, 3))).0, 200);
     crate::support::wait_until("the rows are there", || {
-        bench.number("select count(*) from rsvps") == 400
+        folder.number("select count(*) from rsvps") == 400
     });
     let endless = json!({"id": "q1", "sql": "select count(*) from rsvps a, rsvps b, rsvps c, rsvps d where a.lsn + b.lsn + c.lsn > d.lsn"});
     std::thread::scope(|scope| {
@@ -260,51 +267,51 @@ fn a_running_query_is_ended_by_its_id() {
             .0,
         400
     );
-    let count = without_as_of(bench.ask(&["count", "--duplicates"]));
+    let count = without_as_of(folder.ask(&["count", "--duplicates"]));
     assert_eq!(count["count"], 400);
     drop::<Server>(server);
 }
 
 #[test]
 fn a_server_stopped_during_recovery_resumes_at_the_next_start() {
-    let bench = Bench::new("");
-    bench.once();
-    copy(&bench.path("data"), &bench.path("empty"));
+    let folder = TestFolder::new("");
+    folder.once();
+    copy(&folder.path("data"), &folder.path("empty"));
     let all = records(6_000, 37);
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
     // The log holds everything, and no view has any of it.
-    std::fs::rename(bench.path("data"), bench.path("whole")).expect("movable");
-    std::fs::rename(bench.path("empty"), bench.path("data")).expect("movable");
-    std::fs::remove_dir_all(bench.path("data/log")).expect("removable");
-    copy(&bench.path("whole/log"), &bench.path("data/log"));
-    bench.configure(HTTP_ONLY);
+    std::fs::rename(folder.path("data"), folder.path("whole")).expect("movable");
+    std::fs::rename(folder.path("empty"), folder.path("data")).expect("movable");
+    std::fs::remove_dir_all(folder.path("data/log")).expect("removable");
+    copy(&folder.path("whole/log"), &folder.path("data/log"));
+    folder.configure(HTTP_ONLY);
     for _ in 0..4 {
-        let mut child = bench
+        let mut child = folder
             .command(&["run", "-q"])
             .spawn()
             .expect("the binary runs");
-        let address = bench.path("data/address.json");
+        let address = folder.path("data/address.json");
         crate::support::wait_until("it answers", || address.exists());
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)
             .expect("it can be asked to stop");
         assert!(child.wait().expect("it ends").success());
     }
-    let output = bench.output(&["run", "--once"]);
+    let output = folder.output(&["run", "--once"]);
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    holds_exactly(&bench, &all);
+    assert_holds_exactly(&folder, &all);
 }
 
 #[test]
 fn venues_that_are_not_mentioned_for_the_keep_time_are_dropped_with_their_edges() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let places = "places = { venue = \"venue_id\", name = \"venue_name\", lat = \"lat\", lon = \"lon\", event = \"event_id\", date = \"event_start\", keep = \"2d\" }";
-    bench.configure(&format!(
+    folder.configure(&format!(
         "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n{places}\n"
     ));
     let mut all = minutes(40);
@@ -317,7 +324,7 @@ fn venues_that_are_not_mentioned_for_the_keep_time_are_dropped_with_their_edges(
         record["venue"] = json!({"venue_id": if n < 20 { 1 } else { 2 }, "venue_name": "V", "lat": 40.5, "lon": -74.5});
     }
     let near = || {
-        let answer = bench.ask(&["nearby", "--lat", "40.7", "--lon=-74"]);
+        let answer = folder.ask(&["nearby", "--lat", "40.7", "--lon=-74"]);
         let venues = answer["venues"].as_array().expect("venues").clone();
         let events = venues
             .iter()
@@ -331,16 +338,16 @@ fn venues_that_are_not_mentioned_for_the_keep_time_are_dropped_with_their_edges(
             events,
         )
     };
-    bench.write("in.ndjson", &ndjson(&all[..20]));
-    bench.once();
+    folder.write("in.ndjson", &ndjson(&all[..20]));
+    folder.once();
     let (venues, events) = near();
     assert!(venues == [1] && events > 0, "{venues:?} {events}");
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
     let (venues, events) = near();
     assert!(venues == [2] && events > 0, "{venues:?} {events}");
     assert_eq!(
-        bench.number("select count(distinct venue_id) from rsvps"),
+        folder.number("select count(distinct venue_id) from rsvps"),
         2,
         "the table has its own retention"
     );

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Bench, Numbers, OFTEN, holds_exactly, ndjson, records, wait_until};
+use crate::support::{
+    FREQUENT_COMMITS, Lcg, TestFolder, assert_holds_exactly, ndjson, records, wait_until,
+};
 
 const SOURCE: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\nstream = \"quakes\"\n";
 const QUAKES: &str = include_str!("../testdata/quakes.toml");
 
 /// A month of quakes in one GeoJSON document, the newest first.
 fn quakes() -> Vec<Value> {
-    let mut numbers = Numbers(5);
+    let mut numbers = Lcg(5);
     let mut time = 1_717_200_000_000i64;
     let mut quakes: Vec<Value> = (0..1_707)
         .map(|n| {
@@ -32,33 +34,33 @@ fn collection(quakes: &[Value]) -> Vec<u8> {
         .into_bytes()
 }
 
-fn windows(bench: &Bench) -> Vec<Value> {
-    bench.rows("select window_start, n, greatest, status from daily order by window_start")
+fn windows(folder: &TestFolder) -> Vec<Value> {
+    folder.rows("select window_start, n, greatest, status from daily order by window_start")
 }
 
 /// All of `raw`'s records, oldest first.
-fn stored(bench: &Bench) -> Vec<Value> {
-    bench.rows(
+fn stored(folder: &TestFolder) -> Vec<Value> {
+    folder.rows(
         "select source_offset, bytes from raw where kind = 'record' order by lsn limit 100000",
     )
 }
 
 #[test]
-fn quakes_that_are_newest_first_fill_the_windows_of_those_sorted_by_hand() {
+fn a_file_that_is_newest_first_fills_the_windows_of_the_same_file_sorted_by_hand() {
     let mut quakes = quakes();
     let newest_first = collection(&quakes);
     quakes.sort_by_key(|quake| quake["properties"]["time"].as_i64());
     let by_hand = collection(&quakes);
     let run = |order: &str, text: &[u8]| {
-        let bench = Bench::new("");
-        bench.configure(&format!(
+        let folder = TestFolder::new("");
+        folder.configure(&format!(
             "{SOURCE}unwrap = \"features\"\npath = \"quakes.geojson\"\n{order}{QUAKES}"
         ));
-        bench.write("quakes.geojson", text);
-        let check = bench.output(&["check"]);
-        let path = bench.path("quakes.geojson");
-        let test = bench.output(&["test", path.to_str().expect("text"), "--final"]);
-        let output = bench.output(&["run", "--once", "--final"]);
+        folder.write("quakes.geojson", text);
+        let check = folder.output(&["check"]);
+        let path = folder.path("quakes.geojson");
+        let test = folder.output(&["test", path.to_str().expect("text"), "--final"]);
+        let output = folder.output(&["run", "--once", "--final"]);
         assert!(
             output.status.success(),
             "{}",
@@ -68,13 +70,13 @@ fn quakes_that_are_newest_first_fill_the_windows_of_those_sorted_by_hand() {
             .map(|text| String::from_utf8_lossy(text).contains("disorder"));
         let sample: Value = serde_json::from_slice(&test.stdout).expect("JSON");
         (
-            windows(&bench),
+            windows(&folder),
             sample["windows"]["daily"]
                 .as_array()
                 .expect("windows")
                 .len(),
             warnings,
-            stored(&bench),
+            stored(&folder),
         )
     };
     let sorted = run("order = \"event_time\"\n", &newest_first);
@@ -112,23 +114,23 @@ fn quakes_that_are_newest_first_fill_the_windows_of_those_sorted_by_hand() {
 }
 
 #[test]
-fn kills_while_a_file_is_sorted_and_taken_in_lose_and_double_nothing() {
+fn kills_while_a_file_is_sorted_and_ingested_lose_and_duplicate_nothing() {
     let mut all = records(8_000, 7);
     all.reverse();
     // Beyond the memory for sorting, so that parts of it are written.
     let pad = "x".repeat(700);
     all.iter_mut()
         .for_each(|record| record["member"]["other"] = json!(pad));
-    let bench = Bench::new(OFTEN);
-    let limits = OFTEN.replace("[limits]\n", "[limits]\nmemory = \"512MiB\"\n");
-    bench.configure(&format!(
+    let folder = TestFolder::new(FREQUENT_COMMITS);
+    let limits = FREQUENT_COMMITS.replace("[limits]\n", "[limits]\nmemory = \"512MiB\"\n");
+    folder.configure(&format!(
         "{limits}[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\norder = \"event_time\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
     ));
-    bench.write("in.ndjson", &ndjson(&all));
-    let spilled = bench.path("data/sort");
-    let (mut numbers, mut met) = (Numbers(11), 0);
+    folder.write("in.ndjson", &ndjson(&all));
+    let spilled = folder.path("data/sort");
+    let (mut numbers, mut met) = (Lcg(11), 0);
     for kill in 0..8 {
-        let mut child = bench
+        let mut child = folder
             .command(&["run", "--once", "-q"])
             .stderr(Stdio::null())
             .spawn()
@@ -147,31 +149,31 @@ fn kills_while_a_file_is_sorted_and_taken_in_lose_and_double_nothing() {
         met += u32::from(spilled.join("0").exists());
     }
     assert!(met > 0, "no kill met the files of sorting");
-    bench.once();
-    bench.once();
+    folder.once();
+    folder.once();
     assert!(!spilled.exists());
     all.sort_by_key(|record| record["mtime"].as_i64());
-    holds_exactly(&bench, &all);
-    let undisturbed = Bench::new("");
+    assert_holds_exactly(&folder, &all);
+    let undisturbed = TestFolder::new("");
     undisturbed.write("in.ndjson", &ndjson(&all));
     undisturbed.once();
-    assert_eq!(bench.all_answers(), undisturbed.all_answers());
-    assert_eq!(bench.number("select count(*) from rsvps.late"), 0);
+    assert_eq!(folder.all_answers(), undisturbed.all_answers());
+    assert_eq!(folder.number("select count(*) from rsvps.late"), 0);
 }
 
 #[test]
 fn a_server_reads_the_file_once_and_halts_when_it_changes() {
-    let bench = Bench::new("");
-    bench.configure(&format!(
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "{SOURCE}path = \"quakes.ndjson\"\norder = \"event_time\"\n{QUAKES}"
     ));
-    let mut server = bench
+    let mut server = folder
         .command(&["run", "-q"])
         .stderr(Stdio::null())
         .spawn()
         .expect("the binary runs");
     let source = || -> Option<Value> {
-        let output = bench.output(&[
+        let output = folder.output(&[
             "sql",
             "select state, reason, source_offset from weir.sources where source = 'in'",
             "--output",
@@ -183,14 +185,14 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
     let is = |state: &str| source().is_some_and(|row| row["state"] == state);
     wait_until("it waits for its file", || is("waiting"));
     let text = ndjson(&quakes()[..50]);
-    bench.write("quakes.ndjson", &text);
+    folder.write("quakes.ndjson", &text);
     wait_until("it has read the file", || is("ended"));
     wait_until("it is counted", || {
-        bench.number("select count(*) from quakes") == 50
+        folder.number("select count(*) from quakes") == 50
     });
     // Touched, it is the same file.
-    bench.write("quakes.ndjson", &text);
-    bench.write(
+    folder.write("quakes.ndjson", &text);
+    folder.write(
         "quakes.ndjson",
         &[&text[..], &ndjson(&quakes()[50..51])].concat(),
     );
@@ -200,14 +202,14 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
         reason.contains("50 of 50 records") && reason.contains("another name"),
         "{reason}"
     );
-    assert_eq!(bench.number("select count(*) from quakes"), 50);
+    assert_eq!(folder.number("select count(*) from quakes"), 50);
     server.kill().expect("it can be killed");
     server.wait().expect("it ends");
-    let output = bench.output(&["run", "--once"]);
+    let output = folder.output(&["run", "--once"]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("restore that file"), "{error}");
-    bench.write("quakes.ndjson", &text);
-    bench.once();
-    assert_eq!(bench.number("select count(*) from quakes"), 50);
+    folder.write("quakes.ndjson", &text);
+    folder.once();
+    assert_eq!(folder.number("select count(*) from quakes"), 50);
 }

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::server::start;
-use crate::support::{Bench, HTTP_ONLY, ndjson, records};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, records};
 
 const PANIC: &str = "WEIR_TEST_PANIC";
 
 /// The exit code and standard error of a run in which this thread panics.
-fn run(bench: &Bench, arguments: &[&str], thread: &str) -> (Option<i32>, String) {
-    let errors = bench.path("errors");
-    let mut child = bench
+fn run(folder: &TestFolder, arguments: &[&str], thread: &str) -> (Option<i32>, String) {
+    let errors = folder.path("errors");
+    let mut child = folder
         .command(arguments)
         .env(PANIC, thread)
         .stderr(File::create(&errors).expect("a file"))
@@ -63,17 +63,17 @@ fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
             .map(|thread| (thread, &once[..], "")),
     );
     for (thread, arguments, server) in runs {
-        let bench = Bench::new(server);
-        bench.write("in.ndjson", &ndjson(&all));
-        let (code, errors) = run(&bench, arguments, thread);
+        let folder = TestFolder::new(server);
+        folder.write("in.ndjson", &ndjson(&all));
+        let (code, errors) = run(&folder, arguments, thread);
         assert_eq!(code, Some(1), "{arguments:?}, {thread}: {errors}");
         let is_reported = errors.lines().any(|line| {
             line.starts_with("weir: ") && line.contains(&format!("the thread `{thread}` panicked"))
         });
         assert!(is_reported, "{arguments:?}, {thread}: {errors}");
-        bench.once();
+        folder.once();
         assert_eq!(
-            bench.number("select count(*) from raw where kind = 'record'"),
+            folder.number("select count(*) from raw where kind = 'record'"),
             all.len() as u64,
             "{thread}"
         );
@@ -86,11 +86,11 @@ fn a_panic_in_a_query_is_its_own_error() {
         eprintln!("skipped: a release build is not asked to panic");
         return;
     }
-    let bench = Bench::new("");
-    bench.configure(HTTP_ONLY);
+    let folder = TestFolder::new("");
+    folder.configure(HTTP_ONLY);
     let server = crate::server::Server::start(
-        bench.command(&["run"]).env(PANIC, "sql"),
-        &bench.path("data"),
+        folder.command(&["run"]).env(PANIC, "sql"),
+        &folder.path("data"),
     );
     let question = json!({"sql": "select 1"}).to_string();
     for _ in 0..10 {
@@ -108,7 +108,7 @@ fn a_panic_in_a_query_is_its_own_error() {
     }
     assert_eq!(server.post(&[], &ndjson(&records(3, 1))).0, 200);
     server.stop();
-    let server = start(&bench);
+    let server = start(&folder);
     assert_eq!(server.get("/readyz").0, 200);
     server.stop();
 }

@@ -6,11 +6,11 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::support::{Bench, files, wait_until};
+use crate::support::{TestFolder, files, wait_until};
 
 /// A stream of readings, one an hour, with a window and an entity table over it.
-fn configure(bench: &Bench, partition: &str) {
-    bench.configure(&format!(
+fn configure(folder: &TestFolder, partition: &str) {
+    folder.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[lake]\npartition = \"{partition}\"\n\
          [[sources]]\nname = \"f\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n\
          [streams.s]\nschema = \"n bigint not null\"\nselect = \"select to_timestamp_seconds(n * 3600) as event_time, n from s\"\n\
@@ -19,10 +19,10 @@ fn configure(bench: &Bench, partition: &str) {
     ));
 }
 
-fn readings(bench: &Bench, hours: std::ops::Range<u64>) {
-    let mut text = std::fs::read_to_string(bench.path("in.ndjson")).unwrap_or_default();
+fn readings(folder: &TestFolder, hours: std::ops::Range<u64>) {
+    let mut text = std::fs::read_to_string(folder.path("in.ndjson")).unwrap_or_default();
     hours.for_each(|n| writeln!(text, "{{\"n\":{}}}", 400_000 + n).expect("text takes all"));
-    bench.write("in.ndjson", text.as_bytes());
+    folder.write("in.ndjson", text.as_bytes());
 }
 
 fn said(output: &Output) -> String {
@@ -33,13 +33,13 @@ fn said(output: &Output) -> String {
     )
 }
 
-fn notes(bench: &Bench) -> String {
-    bench.ask(&["status"])["notes"].to_string()
+fn notes(folder: &TestFolder) -> String {
+    folder.ask(&["status"])["notes"].to_string()
 }
 
 /// Columns that folders name, by a table's current metadata.
-fn partitioned_by(bench: &Bench, table: &str) -> Vec<String> {
-    let log = files(&bench.path(&format!("data/lake/{table}/_delta_log")));
+fn partitioned_by(folder: &TestFolder, table: &str) -> Vec<String> {
+    let log = files(&folder.path(&format!("data/lake/{table}/_delta_log")));
     let commits = log
         .iter()
         .filter(|(path, _)| path.extension().is_some_and(|e| e == "json"));
@@ -61,31 +61,31 @@ fn partitioned_by(bench: &Bench, table: &str) -> Vec<String> {
     serde_json::from_value(columns).expect("a list")
 }
 
-fn answers(bench: &Bench) -> Vec<Vec<Value>> {
+fn answers(folder: &TestFolder) -> Vec<Vec<Value>> {
     [
         "select lsn, event_time, n from s order by n",
         "select window_start, c from w order by 1",
         "select n from s.t order by n",
     ]
-    .map(|query| bench.rows(query))
+    .map(|query| folder.rows(query))
     .into()
 }
 
 #[test]
 fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
-    let bench = Bench::new("");
-    configure(&bench, "hour");
-    readings(&bench, 0..40);
-    bench.once();
-    configure(&bench, "day");
-    readings(&bench, 40..80);
-    let output = bench.output(&["run", "--once"]);
+    let folder = TestFolder::new("");
+    configure(&folder, "hour");
+    readings(&folder, 0..40);
+    folder.once();
+    configure(&folder, "day");
+    readings(&folder, 40..80);
+    let output = folder.output(&["run", "--once"]);
     assert!(output.status.success(), "{}", said(&output));
     // It is reported, and the tables stay as they are.
     for text in [
         said(&output),
-        said(&bench.output(&["check"])),
-        notes(&bench),
+        said(&folder.output(&["check"])),
+        notes(&folder),
     ] {
         assert!(
             text.contains("partitioned by hour, not by day") && text.contains("weir rebuild w"),
@@ -93,54 +93,54 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
         );
     }
     assert_eq!(
-        partitioned_by(&bench, "s"),
+        partitioned_by(&folder, "s"),
         ["year", "month", "day", "hour"]
     );
-    assert_eq!(bench.number("select count(*) from s"), 80);
-    let before = answers(&bench);
-    let output = bench.output(&["rebuild", "s", "w", "dead_letters"]);
+    assert_eq!(folder.number("select count(*) from s"), 80);
+    let before = answers(&folder);
+    let output = folder.output(&["rebuild", "s", "w", "dead_letters"]);
     assert!(output.status.success(), "{}", said(&output));
     for table in ["s", "w_versions"] {
         assert_eq!(
-            partitioned_by(&bench, table),
+            partitioned_by(&folder, table),
             ["year", "month", "day"],
             "{table}"
         );
     }
-    assert_eq!(answers(&bench), before);
-    assert_eq!(notes(&bench), "[]");
-    readings(&bench, 80..100);
-    bench.once();
-    assert_eq!(bench.number("select count(*) from s"), 100);
-    assert_eq!(bench.number("select count(distinct day) from s"), 5);
+    assert_eq!(answers(&folder), before);
+    assert_eq!(notes(&folder), "[]");
+    readings(&folder, 80..100);
+    folder.once();
+    assert_eq!(folder.number("select count(*) from s"), 100);
+    assert_eq!(folder.number("select count(distinct day) from s"), 5);
     // The other partitioning, while a server runs.
-    configure(&bench, "hour");
-    let mut server = bench
+    configure(&folder, "hour");
+    let mut server = folder
         .command(&["run", "-q"])
         .spawn()
         .expect("the binary runs");
     wait_until("the server answers", || {
-        bench.output(&["status"]).status.success() && bench.path("data/address.json").exists()
+        folder.output(&["status"]).status.success() && folder.path("data/address.json").exists()
     });
-    let output = bench.output(&["rebuild", "s"]);
+    let output = folder.output(&["rebuild", "s"]);
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(bench.number("select count(distinct hour) from s"), 24);
-    assert_eq!(bench.number("select count(*) from s"), 100);
+    assert_eq!(folder.number("select count(distinct hour) from s"), 24);
+    assert_eq!(folder.number("select count(*) from s"), 100);
     server.kill().and_then(|()| server.wait()).expect("it ends");
     assert_eq!(
-        partitioned_by(&bench, "s"),
+        partitioned_by(&folder, "s"),
         ["year", "month", "day", "hour"]
     );
-    bench.once();
-    assert_eq!(bench.number("select count(*) from s where hour = 3"), 4);
+    folder.once();
+    assert_eq!(folder.number("select count(*) from s where hour = 3"), 4);
 }
 
 #[test]
-fn hours_that_hold_little_are_told_with_what_to_do() {
-    let bench = Bench::new("");
-    configure(&bench, "hour");
-    readings(&bench, 0..1_010);
-    let output = bench.output(&["run", "--once"]);
+fn hours_with_few_rows_are_reported_with_a_remedy() {
+    let folder = TestFolder::new("");
+    configure(&folder, "hour");
+    readings(&folder, 0..1_010);
+    let output = folder.output(&["run", "--once"]);
     assert!(output.status.success(), "{}", said(&output));
     let parts = [
         "the table s has 1010 hours",
@@ -149,19 +149,19 @@ fn hours_that_hold_little_are_told_with_what_to_do() {
     ];
     for text in [
         said(&output),
-        said(&bench.output(&["check"])),
-        notes(&bench).replace("\\\"", "\""),
+        said(&folder.output(&["check"])),
+        notes(&folder).replace("\\\"", "\""),
     ] {
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     }
-    configure(&bench, "day");
-    let output = bench.output(&["rebuild", "s"]);
+    configure(&folder, "day");
+    let output = folder.output(&["rebuild", "s"]);
     assert!(output.status.success(), "{}", said(&output));
-    let days = bench.rows("select distinct year, month, day from s");
-    assert_eq!(bench.number("select count(*) from s"), 1_010);
+    let days = folder.rows("select distinct year, month, day from s");
+    assert_eq!(folder.number("select count(*) from s"), 1_010);
     assert!(
-        days.len() <= 44 && !notes(&bench).contains("the table s "),
+        days.len() <= 44 && !notes(&folder).contains("the table s "),
         "{}",
-        notes(&bench)
+        notes(&folder)
     );
 }

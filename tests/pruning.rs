@@ -27,7 +27,7 @@ use weir::views::lake::files::{
 use weir::views::lake::memtable::UnflushedRows;
 use weir::views::lake::{Change, LakeTable, RowClass, RowOrigin, TableSpec};
 
-use crate::support::Numbers;
+use crate::support::Lcg;
 
 const START: i64 = 1_465_520_400_000_000;
 /// Rows of a file, of its row groups and of their pages.
@@ -64,7 +64,7 @@ fn schema() -> SchemaRef {
 
 /// A value that ascends with the row, more or less, and now and then is null; some runs of rows
 /// have one value, or none.
-fn about(numbers: &mut Numbers, row: usize) -> Option<i64> {
+fn about(numbers: &mut Lcg, row: usize) -> Option<i64> {
     let run = row / 60 % 5;
     let value = match run {
         0 => 0,
@@ -89,7 +89,7 @@ const FLOATS: [f64; 8] = [
 
 /// One of the values that are hard to order, or a plain one; in some runs of rows only plain ones
 /// and NaN.
-fn float(numbers: &mut Numbers, row: usize) -> Option<f64> {
+fn float(numbers: &mut Lcg, row: usize) -> Option<f64> {
     let plain = (row / 40) as f64 / 4.0;
     match (row / 40 % 3, numbers.below(10)) {
         (0, n) => FLOATS.get(n as usize).copied(),
@@ -101,7 +101,7 @@ fn float(numbers: &mut Numbers, row: usize) -> Option<f64> {
 
 /// Text of which the first hundred bytes are alike, or of the greatest characters, so that bounds
 /// are cut.
-fn text(numbers: &mut Numbers, row: usize) -> Option<String> {
+fn text(numbers: &mut Lcg, row: usize) -> Option<String> {
     let n = row / 20;
     match numbers.below(12) {
         0 => None,
@@ -114,7 +114,7 @@ fn text(numbers: &mut Numbers, row: usize) -> Option<String> {
 }
 
 /// Rows from one of these on, in the order of their times.
-fn rows(schema: &SchemaRef, first: usize, count: usize, numbers: &mut Numbers) -> RecordBatch {
+fn rows(schema: &SchemaRef, first: usize, count: usize, numbers: &mut Lcg) -> RecordBatch {
     let all = first..first + count;
     let mut words = ListBuilder::new(StringBuilder::new());
     for row in all.clone() {
@@ -126,7 +126,7 @@ fn rows(schema: &SchemaRef, first: usize, count: usize, numbers: &mut Numbers) -
         });
         words.append(numbers.below(5) > 0);
     }
-    let mut values = |of: fn(&mut Numbers, usize) -> Option<i64>| -> Vec<Option<i64>> {
+    let mut values = |of: fn(&mut Lcg, usize) -> Option<i64>| -> Vec<Option<i64>> {
         all.clone().map(|row| of(numbers, row)).collect()
     };
     let (number, small, day, local) = (values(about), values(about), values(about), values(about));
@@ -239,7 +239,7 @@ struct Tables {
 }
 
 impl Tables {
-    fn new(numbers: &mut Numbers) -> Self {
+    fn new(numbers: &mut Lcg) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -293,7 +293,7 @@ impl Tables {
     }
 
     /// Four files in the table and rows that no file has; returns all of them.
-    fn fill(table: &LakeTable, spec: &TableSpec, numbers: &mut Numbers) -> Vec<RecordBatch> {
+    fn fill(table: &LakeTable, spec: &TableSpec, numbers: &mut Lcg) -> Vec<RecordBatch> {
         let mut batches: Vec<RecordBatch> = (0..4)
             .map(|n| rows(&spec.schema, n * FILE_ROWS, FILE_ROWS, numbers))
             .collect();
@@ -372,7 +372,7 @@ impl Tables {
 }
 
 /// A condition on one column.
-fn leaf(numbers: &mut Numbers) -> String {
+fn leaf(numbers: &mut Lcg) -> String {
     let mut one = |of: &[&str]| of[numbers.below(of.len() as u64) as usize].to_owned();
     let compare = one(&[
         "=",
@@ -416,7 +416,7 @@ fn leaf(numbers: &mut Numbers) -> String {
 
 /// The condition of this kind, from its parts: kind, comparison, a floating-point number, a text, and
 /// a floating-point column.
-fn condition([kind, compare, float, text, column]: [&str; 5], numbers: &mut Numbers) -> String {
+fn condition([kind, compare, float, text, column]: [&str; 5], numbers: &mut Lcg) -> String {
     let n = numbers.below(1_500) as i64;
     let micros = START + numbers.below(3_900) as i64 * 1_000_000;
     let pick = numbers.below(8);
@@ -463,7 +463,7 @@ fn condition([kind, compare, float, text, column]: [&str; 5], numbers: &mut Numb
     }
 }
 
-fn filter(numbers: &mut Numbers, depth: u64) -> String {
+fn filter(numbers: &mut Lcg, depth: u64) -> String {
     match numbers.below(if depth == 0 { 4 } else { 9 }) {
         // `is distinct from` would take in what follows.
         0..=3 => format!("({})", leaf(numbers)),
@@ -483,7 +483,7 @@ fn filter(numbers: &mut Numbers, depth: u64) -> String {
 
 #[test]
 fn filters_that_choose_pages_give_the_rows_that_they_give_in_memory() {
-    let numbers = &mut Numbers(20_161_128);
+    let numbers = &mut Lcg(20_161_128);
     let tables = Tables::new(numbers);
     let mut found = [0; 3];
     for n in 0..60 {
@@ -510,7 +510,7 @@ fn filters_that_choose_pages_give_the_rows_that_they_give_in_memory() {
 
 #[test]
 fn a_floor_hides_rows_also_where_pages_are_chosen() {
-    let numbers = &mut Numbers(7);
+    let numbers = &mut Lcg(7);
     let tables = Tables::new(numbers);
     let floor = START + 1_234_000_000;
     tables.handles.tables["t"].raise_floor(floor);
@@ -538,8 +538,8 @@ fn a_floor_hides_rows_also_where_pages_are_chosen() {
 }
 
 #[test]
-fn a_query_of_one_moment_reads_few_pages_and_unpacks_wide_columns_for_its_rows_alone() {
-    let tables = Tables::new(&mut Numbers(3));
+fn a_query_of_one_moment_reads_few_pages_and_decodes_wide_columns_for_its_rows_only() {
+    let tables = Tables::new(&mut Lcg(3));
     let plan = tables.ask(&format!(
         "explain analyze select * from t where event_time = to_timestamp_micros({})",
         START + 1_700_000_000 / 2

@@ -5,42 +5,42 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Bench, ndjson, records, wait_until};
+use crate::support::{TestFolder, ndjson, records, wait_until};
 
 /// The number of rows; none if the query came too early.
-fn rows(bench: &Bench) -> Option<u64> {
-    let output = bench.output(&["sql", "select count(*) as n from rsvps", "--output", "json"]);
+fn rows(folder: &TestFolder) -> Option<u64> {
+    let output = folder.output(&["sql", "select count(*) as n from rsvps", "--output", "json"]);
     serde_json::from_slice::<Value>(&output.stdout).ok()?["rows"][0]["n"].as_u64()
 }
 
 #[test]
 fn pending_counts_exactly_the_records_that_an_answer_lacks() {
     // Committed at once, before any snapshot exists: nothing is missing.
-    let bench = Bench::new(
+    let folder = TestFolder::new(
         "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"20ms\"\nlake_old = \"1h\"\nsnapshot = \"1h\"\n",
     );
     let all = records(200, 31);
-    bench.write("in.ndjson", &ndjson(&all));
-    let mut child = bench
+    folder.write("in.ndjson", &ndjson(&all));
+    let mut child = folder
         .command(&["run", "-q"])
         .spawn()
         .expect("the binary runs");
-    wait_until("the file is read", || rows(&bench) == Some(200));
-    let committed = |bench: &Bench| {
-        let data = bench.path("data/lake/rsvps");
+    wait_until("the file is read", || rows(&folder) == Some(200));
+    let committed = |folder: &TestFolder| {
+        let data = folder.path("data/lake/rsvps");
         crate::support::files(&data)
             .keys()
             .filter(|p| p.extension().is_some_and(|e| e == "parquet"))
             .count()
     };
-    wait_until("rows are committed", || committed(&bench) > 0);
+    wait_until("rows are committed", || committed(&folder) > 0);
     child.kill().and_then(|()| child.wait()).expect("it ends");
     for query in [
         "select count(*) as n from rsvps",
         "select count(*) as n from rsvps where guests >= 0 or guests is null",
     ] {
-        let answer = bench.ask(&["sql", query]);
-        let found = bench.ask(&["sql", "select count(*) as n from rsvps"])["rows"][0]["n"]
+        let answer = folder.ask(&["sql", query]);
+        let found = folder.ask(&["sql", "select count(*) as n from rsvps"])["rows"][0]["n"]
             .as_u64()
             .expect("a number");
         assert_eq!(
@@ -51,16 +51,16 @@ fn pending_counts_exactly_the_records_that_an_answer_lacks() {
     }
     // A query without a table lacks nothing.
     assert_eq!(
-        bench.ask(&["sql", "select 1 as one"])["as_of"]["pending"],
+        folder.ask(&["sql", "select 1 as one"])["as_of"]["pending"],
         0
     );
-    bench.once();
+    folder.once();
     for query in [
         &["sql", "select count(*) as n from rsvps"][..],
         &["count"],
         &["search", "the"],
     ] {
-        let answer = bench.ask(query);
+        let answer = folder.ask(query);
         assert_eq!(answer["as_of"]["pending"], 0, "{query:?}: {answer}");
         assert_eq!(answer["as_of"]["freshness_ms"], 0, "{query:?}: {answer}");
     }
@@ -68,22 +68,22 @@ fn pending_counts_exactly_the_records_that_an_answer_lacks() {
 
 #[test]
 fn records_of_one_stream_are_not_pending_in_another() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let stream = |name: &str| {
         format!(
             "[[sources]]\nname = \"{name}\"\ntype = \"file\"\npath = \"{name}.ndjson\"\nstream = \"{name}\"\n[streams.{name}]\nschema = \"n bigint not null\"\nselect = \"select to_timestamp_millis(n) as event_time, n from {name}\"\n"
         )
     };
     let limits = "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"1h\"\nlake_old = \"1h\"\nsnapshot = \"1h\"\n";
-    bench.configure(&format!("{limits}{}{}", stream("a"), stream("b")));
-    bench.write("a.ndjson", b"{\"n\":1}\n{\"n\":2}\nno record\n");
-    bench.write("b.ndjson", b"{\"n\":1}\n");
-    let mut child = bench
+    folder.configure(&format!("{limits}{}{}", stream("a"), stream("b")));
+    folder.write("a.ndjson", b"{\"n\":1}\n{\"n\":2}\nno record\n");
+    folder.write("b.ndjson", b"{\"n\":1}\n");
+    let mut child = folder
         .command(&["run", "-q"])
         .spawn()
         .expect("the binary runs");
     let count = |query: &str| {
-        let output = bench.output(&["sql", query, "--output", "json"]);
+        let output = folder.output(&["sql", query, "--output", "json"]);
         serde_json::from_slice::<Value>(&output.stdout)
             .ok()
             .and_then(|v| v["rows"][0]["n"].as_u64())
@@ -93,11 +93,11 @@ fn records_of_one_stream_are_not_pending_in_another() {
             && count("select count(*) as n from b") == Some(1)
     });
     child.kill().and_then(|()| child.wait()).expect("it ends");
-    let pending = |query: &str| bench.ask(&["sql", query])["as_of"]["pending"].as_u64();
+    let pending = |query: &str| folder.ask(&["sql", query])["as_of"]["pending"].as_u64();
     // Nothing was committed: each stream lacks all of its own records.
     assert_eq!(pending("select count(*) from b"), Some(1));
     assert!(pending("select count(*) from a") >= Some(2));
-    let output = bench.output(&["sql", "select count(*) from b"]);
+    let output = folder.output(&["sql", "select count(*) from b"]);
     assert!(
         String::from_utf8_lossy(&output.stderr)
             .contains("1 accepted records are not in this answer")
@@ -106,17 +106,17 @@ fn records_of_one_stream_are_not_pending_in_another() {
 
 #[test]
 fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
-    let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
-    bench.write("in.ndjson", &ndjson(&records(50, 32)));
-    bench.once();
+    let folder = TestFolder::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    folder.write("in.ndjson", &ndjson(&records(50, 32)));
+    folder.once();
     // A reader that holds the folder until the test releases it.
     let lock = std::fs::File::options()
         .read(true)
         .write(true)
-        .open(bench.path("data/lock"))
+        .open(folder.path("data/lock"))
         .expect("it exists");
     lock.lock_shared().expect("nobody works on it");
-    let mut server = bench
+    let mut server = folder
         .command(&["run"])
         .stderr(Stdio::piped())
         .spawn()
@@ -124,7 +124,7 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
     let intent = std::fs::File::options()
         .read(true)
         .write(true)
-        .open(bench.path("data/lock.intent"))
+        .open(folder.path("data/lock.intent"))
         .expect("it exists");
     wait_until("the server waits", || {
         let is_wanted = intent.try_lock_shared().is_err();
@@ -134,7 +134,7 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
     let readers: Vec<Child> = (0..4)
         .map(|_| {
             let mut reader =
-                bench.command(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
+                folder.command(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
             reader
                 .stdout(Stdio::piped())
                 .spawn()
@@ -169,16 +169,16 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
 
 #[test]
 fn the_pid_of_a_process_without_a_port_is_reported_at_once() {
-    let bench = Bench::new("");
-    bench.once();
+    let folder = TestFolder::new("");
+    folder.once();
     let lock = std::fs::File::options()
         .read(true)
         .write(true)
-        .open(bench.path("data/lock"))
+        .open(folder.path("data/lock"))
         .expect("it exists");
     lock.lock().expect("nobody works on it");
     for verb in [&["sql", "select 1"][..], &["run", "--once"]] {
-        let output = bench.output(verb);
+        let output = folder.output(verb);
         assert_eq!(output.status.code(), Some(75));
         assert!(
             String::from_utf8_lossy(&output.stderr).contains("in use by process "),

@@ -17,7 +17,7 @@ use weir::views::{LogIdentity, View};
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
 
 use crate::server::start;
-use crate::support::{Bench, HTTP_ONLY, Numbers, ndjson, records, wait_until};
+use crate::support::{HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until};
 
 /// One more window, with an aggregate of partial states, and one more entity table: the stream does
 /// not change.
@@ -55,10 +55,10 @@ const SOURCE: &str =
     "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n";
 
 /// All answers, with those of what the tests declare in addition to the preset.
-fn answers(bench: &Bench, has_sessions: bool) -> BTreeMap<String, Value> {
-    let mut answers = bench.all_answers();
+fn answers(folder: &TestFolder, has_sessions: bool) -> BTreeMap<String, Value> {
+    let mut answers = folder.all_answers();
     let mut add =
-        |name: &str, query: &str| drop(answers.insert(name.into(), bench.rows(query).into()));
+        |name: &str, query: &str| drop(answers.insert(name.into(), folder.rows(query).into()));
     add(
         "guests",
         "select window_start, country, guests, latest, status from guests order by window_start, country, status",
@@ -77,18 +77,23 @@ fn answers(bench: &Bench, has_sessions: bool) -> BTreeMap<String, Value> {
             "select key, status, started, ended, events from rsvps.sessions order by key, started, status, ended",
         );
     }
-    let found = bench.ask(&["search", "event_id:e7"])["total"].clone();
+    let found = folder.ask(&["search", "event_id:e7"])["total"].clone();
     answers.insert("event".into(), found);
     answers
 }
 
-fn assert_same(bench: &Bench, reference: &Bench, has_sessions: bool) {
-    assert_same_except(bench, reference, has_sessions, "");
+fn assert_same(folder: &TestFolder, reference: &TestFolder, has_sessions: bool) {
+    assert_same_except(folder, reference, has_sessions, "");
 }
 
-fn assert_same_except(bench: &Bench, reference: &Bench, has_sessions: bool, except: &str) {
+fn assert_same_except(
+    folder: &TestFolder,
+    reference: &TestFolder,
+    has_sessions: bool,
+    except: &str,
+) {
     let (found, mut want) = (
-        answers(bench, has_sessions),
+        answers(folder, has_sessions),
         answers(reference, has_sessions),
     );
     for (name, found) in found.into_iter().filter(|(name, _)| name != except) {
@@ -114,7 +119,7 @@ fn assert_same_except(bench: &Bench, reference: &Bench, has_sessions: bool, exce
 
 /// Adds text that hardly compresses, so that the log has several segments.
 fn add_noise(records: &mut [Value]) {
-    let mut numbers = Numbers(9);
+    let mut numbers = Lcg(9);
     for record in records {
         record["noise"] = (0..90)
             .map(|_| format!("{:x}", numbers.below(1 << 31)))
@@ -122,8 +127,8 @@ fn add_noise(records: &mut [Value]) {
     }
 }
 
-fn rebuild(bench: &Bench, what: &[&str]) {
-    let output = bench.output(&[&["rebuild"], what].concat());
+fn rebuild(folder: &TestFolder, what: &[&str]) {
+    let output = folder.output(&[&["rebuild"], what].concat());
     assert!(
         output.status.success(),
         "{}",
@@ -154,50 +159,50 @@ const ALL_VIEWS: [&str; 19] = [
 ];
 
 #[test]
-fn views_rebuilt_under_a_changed_configuration_are_what_they_would_have_been() {
+fn views_rebuilt_under_a_changed_configuration_equal_views_built_under_it() {
     let before = format!("{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
     let after = format!("{before}{CHANGED}{ADDED}");
     let mut all = records(9_000, 31);
     add_noise(&mut all);
-    let (bench, reference) = (Bench::new(""), Bench::new(""));
-    bench.configure(&before);
+    let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
+    folder.configure(&before);
     for part in [2_000, 4_000, 7_000] {
-        bench.write("in.ndjson", &ndjson(&all[..part]));
-        bench.once();
+        folder.write("in.ndjson", &ndjson(&all[..part]));
+        folder.once();
     }
     assert!(
-        !bench.path("data/log/0000000000000001.seg").exists(),
+        !folder.path("data/log/0000000000000001.seg").exists(),
         "the log was trimmed"
     );
-    bench.configure(&after);
-    let refused = bench.output(&["run", "--once"]);
+    folder.configure(&after);
+    let refused = folder.output(&["run", "--once"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(
         String::from_utf8_lossy(&refused.stderr).contains("weir rebuild"),
         "it names the remedy"
     );
-    rebuild(&bench, &ALL_VIEWS);
+    rebuild(&folder, &ALL_VIEWS);
     reference.configure(&after);
     reference.write("in.ndjson", &ndjson(&all[..7_000]));
     reference.once();
-    assert_same(&bench, &reference, true);
+    assert_same(&folder, &reference, true);
     // The operators continue from there.
-    for side in [&bench, &reference] {
+    for side in [&folder, &reference] {
         side.write("in.ndjson", &ndjson(&all));
         side.once();
     }
-    assert_same(&bench, &reference, true);
-    assert!(!bench.path("data/rebuild/search.rsvps").exists());
+    assert_same(&folder, &reference, true);
+    assert!(!folder.path("data/rebuild/search.rsvps").exists());
 }
 
 /// Removes the files of `raw` whose records are all before one, as retention does; returns the first
 /// record that is left.
-fn shorten_raw(bench: &Bench, before: u64) -> u64 {
+fn shorten_raw(folder: &TestFolder, before: u64) -> u64 {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let id = Wal::log_id_of(&Disk, &bench.path("data/log"))
+    let id = Wal::log_id_of(&Disk, &folder.path("data/log"))
         .expect("the log is read")
         .expect("it exists");
-    let spec = TableSpec::raw(&bench.path("data/lake"), Layout::Hours);
+    let spec = TableSpec::raw(&folder.path("data/lake"), Layout::Hours);
     let log = LogIdentity {
         instance: 0,
         id,
@@ -222,7 +227,7 @@ fn shorten_raw(bench: &Bench, before: u64) -> u64 {
         ..Change::default()
     };
     table.commit(&change, &[]).expect("the files are removed");
-    bench.number("select min(lsn) from raw")
+    folder.number("select min(lsn) from raw")
 }
 
 #[test]
@@ -238,16 +243,16 @@ fn rows_of_the_stream_replace_the_lost_beginning_of_raw() {
     let mut all = records(5_500, 77);
     add_noise(&mut all);
     all[40] = serde_json::json!({"rsvp_id": "none"});
-    let (bench, reference) = (Bench::new(""), Bench::new(""));
-    bench.configure(&before);
+    let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
+    folder.configure(&before);
     for part in [1_500, 3_000, 4_500] {
-        bench.write("in.ndjson", &ndjson(&all[..part]));
-        bench.once();
+        folder.write("in.ndjson", &ndjson(&all[..part]));
+        folder.once();
     }
-    let first = shorten_raw(&bench, 3_000);
+    let first = shorten_raw(&folder, 3_000);
     assert!((1_500..4_500).contains(&first), "{first}");
-    bench.configure(&after);
-    let output = bench.output(&[&["rebuild"], &ALL_VIEWS[..]].concat());
+    folder.configure(&after);
+    let output = folder.output(&[&["rebuild"], &ALL_VIEWS[..]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{stderr}");
     let note = format!(
@@ -260,17 +265,17 @@ fn rows_of_the_stream_replace_the_lost_beginning_of_raw() {
     reference.configure(&after);
     for part in [4_500, 5_500] {
         reference.write("in.ndjson", &ndjson(&all[..part]));
-        bench.write("in.ndjson", &ndjson(&all[..part]));
-        bench.once();
+        folder.write("in.ndjson", &ndjson(&all[..part]));
+        folder.once();
         reference.once();
-        assert_same_except(&bench, &reference, true, "raw");
+        assert_same_except(&folder, &reference, true, "raw");
     }
-    assert_eq!(bench.number("select count(*) from dead_letters"), 1);
+    assert_eq!(folder.number("select count(*) from dead_letters"), 1);
 }
 
 #[test]
 fn rows_derived_from_rows_that_are_gone_stay_as_they_were() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let window = |name: &str, what: &str| {
         format!(
             "[windows.{name}]\nsql = \"select window_start, window_end, count(*) as n, {what} from tumble(rsvps, event_time, interval '1 minute') group by 1, 2\"\nretention = \"400d\"\n"
@@ -281,25 +286,25 @@ fn rows_derived_from_rows_that_are_gone_stay_as_they_were() {
             "{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\nretention = \"1h\"\nsession = {{ key = \"member_id\", gap = \"30s\" }}\n{windows}"
         )
     };
-    bench.configure(&declare(&window("minutes", "sum(guests) as more")));
+    folder.configure(&declare(&window("minutes", "sum(guests) as more")));
     let mut all = records(12_000, 5);
     add_noise(&mut all);
     for part in [5_000, 9_000, 12_000] {
-        bench.write("in.ndjson", &ndjson(&all[..part]));
-        bench.once();
+        folder.write("in.ndjson", &ndjson(&all[..part]));
+        folder.once();
     }
-    let rows = |what: &str| bench.rows(what);
+    let rows = |what: &str| folder.rows(what);
     let minutes = "select window_start, n, more, status from minutes order by window_start, status";
     let sessions = "select key, started, ended, events, status from rsvps.sessions order by key, started, status";
     let (old_minutes, old_sessions) = (rows(minutes), rows(sessions));
-    let first_row = bench.rows("select min(event_time) as t from rsvps")[0]["t"].clone();
+    let first_row = folder.rows("select min(event_time) as t from rsvps")[0]["t"].clone();
     let first_minute = old_minutes[0]["window_start"].clone();
     assert!(
         first_minute.as_str() < first_row.as_str(),
         "{first_minute} {first_row}: the window reaches further back"
     );
-    shorten_raw(&bench, 8_000);
-    let output = bench.output(&["rebuild", "minutes", "rsvps.sessions"]);
+    shorten_raw(&folder, 8_000);
+    let output = folder.output(&["rebuild", "minutes", "rsvps.sessions"]);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         output.status.success() && stderr.contains("stay as they were"),
@@ -313,11 +318,11 @@ fn rows_derived_from_rows_that_are_gone_stay_as_they_were() {
 fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
     let source = format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
     let all = records(7_000, 5);
-    let (bench, reference) = (Bench::new(""), Bench::new(""));
-    bench.configure(&source);
-    bench.write("in.ndjson", &ndjson(&all[..5_000]));
-    bench.once();
-    bench.configure(&format!("{source}{ADDED}"));
+    let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
+    folder.configure(&source);
+    folder.write("in.ndjson", &ndjson(&all[..5_000]));
+    folder.once();
+    folder.configure(&format!("{source}{ADDED}"));
     let what = [
         "rebuild",
         "guests",
@@ -328,9 +333,9 @@ fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
         "top_events",
         "rsvps.members",
     ];
-    let mut numbers = Numbers(3);
+    let mut numbers = Lcg(3);
     for _ in 0..14 {
-        let mut child = bench
+        let mut child = folder
             .command(&what)
             .stderr(std::process::Stdio::null())
             .spawn()
@@ -339,35 +344,35 @@ fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
         // The old views answer, whatever was interrupted.
-        assert_eq!(bench.number("select count(*) from rsvps"), 5_000);
+        assert_eq!(folder.number("select count(*) from rsvps"), 5_000);
     }
-    rebuild(&bench, &what[1..]);
+    rebuild(&folder, &what[1..]);
     reference.configure(&format!("{source}{ADDED}"));
-    for side in [&bench, &reference] {
+    for side in [&folder, &reference] {
         side.write("in.ndjson", &ndjson(&all));
         side.once();
     }
-    assert_same(&bench, &reference, false);
+    assert_same(&folder, &reference, false);
 }
 
 #[test]
 fn a_server_keeps_serving_while_its_views_are_rebuilt() {
-    let (bench, reference) = (Bench::new(""), Bench::new(""));
-    bench.configure(HTTP_ONLY);
+    let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
+    folder.configure(HTTP_ONLY);
     let all = records(9_000, 12);
-    let server = start(&bench);
+    let server = start(&folder);
     all[..2_000]
         .chunks(500)
         .for_each(|part| assert_eq!(server.post(&[], &ndjson(part)).0, 200));
     server.stop();
     let after = format!("{HTTP_ONLY}{ADDED}");
-    bench.configure(&after);
-    let server = start(&bench);
+    folder.configure(&after);
+    let server = start(&folder);
     let (is_over, mut posted) = (AtomicBool::new(false), 2_000);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             rebuild(
-                &bench,
+                &folder,
                 &["guests", "rsvps.answers", "search", "counts", "by_country"],
             );
             is_over.store(true, Ordering::Release);
@@ -384,7 +389,7 @@ fn a_server_keeps_serving_while_its_views_are_rebuilt() {
         }
     });
     wait_until("every view has everything", || {
-        bench.ask(&["status"])["views"]
+        folder.ask(&["status"])["views"]
             .as_array()
             .expect("views")
             .iter()
@@ -398,10 +403,10 @@ fn a_server_keeps_serving_while_its_views_are_rebuilt() {
     reference.once();
     // A server's partition does not end with the run, so open windows differ: all are closed on both
     // sides.
-    for side in [&bench, &reference] {
+    for side in [&folder, &reference] {
         assert!(side.output(&["run", "--once", "--final"]).status.success());
     }
-    assert_same(&bench, &reference, false);
+    assert_same(&folder, &reference, false);
 }
 
 /// A record as a replay sees it: everything that operators read.
@@ -449,7 +454,7 @@ fn records_above(frame: &Frame, above: u64) -> Vec<ReplayedRecord> {
 
 /// Frames of every kind, of several sources, small and large, under a clock that sometimes goes
 /// back.
-fn frames(numbers: &mut Numbers) -> Vec<Frame> {
+fn frames(numbers: &mut Lcg) -> Vec<Frame> {
     let (mut lsn, mut time) = (1, 1_465_520_400_000_000);
     let mut out = Vec::new();
     for _ in 0..120 {
@@ -460,7 +465,7 @@ fn frames(numbers: &mut Numbers) -> Vec<Frame> {
 }
 
 /// What a message of Kafka carries beside its value: its key may be any bytes.
-fn random_message(numbers: &mut Numbers) -> MessageMetadata {
+fn random_message(numbers: &mut Lcg) -> MessageMetadata {
     let mut bytes = |length: u64| -> Option<Vec<u8>> {
         let is_present = numbers.below(3) > 0;
         is_present.then(|| (0..length).map(|_| numbers.below(256) as u8).collect())
@@ -474,7 +479,7 @@ fn random_message(numbers: &mut Numbers) -> MessageMetadata {
     }
 }
 
-fn random_frame(numbers: &mut Numbers, lsn: u64, time: &mut i64) -> Frame {
+fn random_frame(numbers: &mut Lcg, lsn: u64, time: &mut i64) -> Frame {
     use Kind::{DuplicateRequest, Gap, PartitionEnd, Record, RetentionFloor, Retry, Tick};
     let kinds = [
         Record,
@@ -536,7 +541,7 @@ fn random_frame(numbers: &mut Numbers, lsn: u64, time: &mut i64) -> Frame {
 fn write_raw(
     folder: &std::path::Path,
     frames: &[Frame],
-    numbers: &mut Numbers,
+    numbers: &mut Lcg,
     runtime: &tokio::runtime::Handle,
 ) -> Arc<LakeTable> {
     let log = LogIdentity {
@@ -586,7 +591,7 @@ fn frames_from_raw_equal_those_of_the_log_from_any_record_on() {
         .expect("threads");
     for seed in 0..6 {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut numbers = Numbers(seed + 40);
+        let mut numbers = Lcg(seed + 40);
         let frames = frames(&mut numbers);
         let table = write_raw(folder.path(), &frames, &mut numbers, runtime.handle());
         if seed % 2 == 0 {
@@ -623,9 +628,9 @@ fn frames_from_raw_equal_those_of_the_log_from_any_record_on() {
 
 #[test]
 fn a_view_that_cannot_be_rebuilt_is_an_error() {
-    let bench = Bench::new("");
-    bench.write("in.ndjson", &ndjson(&records(10, 1)));
-    bench.once();
+    let folder = TestFolder::new("");
+    folder.write("in.ndjson", &ndjson(&records(10, 1)));
+    folder.once();
     for (what, code, part) in [
         (
             &["rebuild", "nothing"][..],
@@ -640,7 +645,7 @@ fn a_view_that_cannot_be_rebuilt_is_an_error() {
         (&["rebuild"][..], 2, "required"),
         (&["rebuild", "raw"][..], 2, "cannot be rebuilt"),
     ] {
-        let output = bench.output(what);
+        let output = folder.output(what);
         assert_eq!(output.status.code(), Some(code), "{what:?}");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(stderr.contains(part), "{what:?}: {stderr}");

@@ -4,24 +4,26 @@ use std::io::Write;
 
 use serde_json::Value;
 
-use crate::support::{Bench, duplicates, holds_exactly, ndjson, recordings, records, wait_until};
+use crate::support::{
+    TestFolder, assert_holds_exactly, duplicates, ndjson, recordings, records, wait_until,
+};
 
 #[test]
 fn every_answer_agrees_with_a_recount_and_a_second_run_adds_nothing() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let all = records(5_000, 1);
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
-    holds_exactly(&bench, &all);
-    let before = bench.all_answers();
-    bench.once();
-    assert_eq!(bench.all_answers(), before);
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
+    assert_holds_exactly(&folder, &all);
+    let before = folder.all_answers();
+    folder.once();
+    assert_eq!(folder.all_answers(), before);
 }
 
 #[test]
 fn two_halves_with_a_restart_answer_as_one_run() {
     let all = records(3_000, 2);
-    let (whole, halves) = (Bench::new(""), Bench::new(""));
+    let (whole, halves) = (TestFolder::new(""), TestFolder::new(""));
     whole.write("in.ndjson", &ndjson(&all));
     whole.once();
     halves.write("in.ndjson", &ndjson(&all[..1_234]));
@@ -34,7 +36,7 @@ fn two_halves_with_a_restart_answer_as_one_run() {
 #[test]
 fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
     let all = records(400, 4);
-    let plain = Bench::new("");
+    let plain = TestFolder::new("");
     plain.write("in.ndjson", &ndjson(&all));
     plain.once();
     let want = plain.all_answers();
@@ -58,16 +60,16 @@ fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
         ("x.json", array.into_bytes()),
         ("twice.ndjson", twice),
     ] {
-        let bench = Bench::new("");
-        bench.write(name, &bytes);
-        bench.configure(&config(name));
-        bench.once();
-        bench.once();
-        let mut got = bench.all_answers();
+        let folder = TestFolder::new("");
+        folder.write(name, &bytes);
+        folder.configure(&config(name));
+        folder.once();
+        folder.once();
+        let mut got = folder.all_answers();
         got.insert("raw".into(), want["raw"].clone());
         assert_eq!(got, want, "{name}");
     }
-    let folder = Bench::new("");
+    let folder = TestFolder::new("");
     std::fs::create_dir(folder.path("many")).expect("a folder");
     folder.write("many/a.ndjson", &ndjson(&all[..150]));
     folder.write("many/b.ndjson.gz", &gzip(&ndjson(&all[150..])));
@@ -80,64 +82,64 @@ fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
 }
 
 #[test]
-fn a_cut_line_is_told_once_and_read_whole_when_it_is_completed() {
+fn a_partial_line_is_reported_once_and_read_whole_when_it_is_completed() {
     let all = records(100, 5);
     let whole = ndjson(&all);
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let cut = whole.len() - 200;
-    bench.write("in.ndjson", &whole[..cut]);
-    bench.once();
-    bench.once();
-    assert_eq!(bench.number("select count(*) from rsvps"), 99);
-    assert_eq!(bench.number("select count(*) from dead_letters"), 1);
+    folder.write("in.ndjson", &whole[..cut]);
+    folder.once();
+    folder.once();
+    assert_eq!(folder.number("select count(*) from rsvps"), 99);
+    assert_eq!(folder.number("select count(*) from dead_letters"), 1);
     let mut file = std::fs::OpenOptions::new()
         .append(true)
-        .open(bench.path("in.ndjson"))
+        .open(folder.path("in.ndjson"))
         .expect("a file");
     file.write_all(&whole[cut..]).expect("writable");
     assert_eq!(
-        bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+        folder.number("select count(*) from dead_letters where retried_lsn is not null"),
         0
     );
-    bench.once();
-    assert_eq!(bench.number("select count(*) from rsvps"), 100);
-    assert_eq!(bench.number("select count(*) from dead_letters"), 1);
-    let marked = bench
+    folder.once();
+    assert_eq!(folder.number("select count(*) from rsvps"), 100);
+    assert_eq!(folder.number("select count(*) from dead_letters"), 1);
+    let marked = folder
         .rows("select r.lsn, d.reason from dead_letters d join rsvps r on r.lsn = d.retried_lsn");
     assert_eq!(
         marked.len(),
         1,
         "the dead letter names the record that the line became"
     );
-    bench.once();
+    folder.once();
     assert_eq!(
-        bench.number("select count(retried_lsn) from dead_letters"),
+        folder.number("select count(retried_lsn) from dead_letters"),
         1
     );
 }
 
 #[test]
 fn a_file_replaced_under_its_name_while_running_is_read_once() {
-    let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    let folder = TestFolder::new("[server]\nhttp = \"127.0.0.1:0\"\n");
     let all = records(300, 12);
-    bench.write("in.ndjson", &ndjson(&all[..100]));
-    let mut child = bench
+    folder.write("in.ndjson", &ndjson(&all[..100]));
+    let mut child = folder
         .command(&["run", "-q"])
         .spawn()
         .expect("the binary runs");
-    wait_until("the file is read", || counted(&bench) == 100);
+    wait_until("the file is read", || counted(&folder) == 100);
     // As rsync and editors do: a longer copy takes its place.
-    bench.write("copy", &ndjson(&all));
-    std::fs::rename(bench.path("copy"), bench.path("in.ndjson")).expect("movable");
-    wait_until("the rest is read", || counted(&bench) >= 300);
+    folder.write("copy", &ndjson(&all));
+    std::fs::rename(folder.path("copy"), folder.path("in.ndjson")).expect("movable");
+    wait_until("the rest is read", || counted(&folder) >= 300);
     child.kill().and_then(|()| child.wait()).expect("it ends");
-    bench.once();
-    holds_exactly(&bench, &all);
+    folder.once();
+    assert_holds_exactly(&folder, &all);
 }
 
 /// Rows by a question that may come too early.
-fn counted(bench: &Bench) -> u64 {
-    let output = bench.output(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
+fn counted(folder: &TestFolder) -> u64 {
+    let output = folder.output(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .last()
@@ -146,48 +148,51 @@ fn counted(bench: &Bench) -> u64 {
 }
 
 #[test]
-fn after_a_kill_the_folder_still_answers_and_says_what_is_pending() {
-    let bench = Bench::new("[server]\nhttp = \"127.0.0.1:0\"\n");
-    bench.write("in.ndjson", &ndjson(&records(200, 13)));
-    let mut child = bench
+fn after_a_kill_the_folder_still_answers_and_counts_pending_records() {
+    let folder = TestFolder::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    folder.write("in.ndjson", &ndjson(&records(200, 13)));
+    let mut child = folder
         .command(&["run", "-q"])
         .spawn()
         .expect("the binary runs");
-    wait_until("the file is read", || counted(&bench) == 200);
+    wait_until("the file is read", || counted(&folder) == 200);
     child.kill().and_then(|()| child.wait()).expect("it ends");
-    let answer = bench.ask(&["sql", "select count(*) as n from rsvps"]);
+    let answer = folder.ask(&["sql", "select count(*) as n from rsvps"]);
     let missing = 200 - answer["rows"][0]["n"].as_u64().expect("a number");
     assert!(
         answer["as_of"]["pending"].as_u64() >= Some(missing),
         "{answer}"
     );
-    bench.once();
-    assert_eq!(bench.number("select count(*) from rsvps"), 200);
+    folder.once();
+    assert_eq!(folder.number("select count(*) from rsvps"), 200);
 }
 
 #[test]
 fn recordings_agree_with_a_recount() {
-    let Some(folder) = recordings() else { return };
-    let bytes = std::fs::read(folder.join("rsvps-2015-03-08.ndjson")).expect("the recording");
+    let Some(recorded) = recordings() else { return };
+    let bytes = std::fs::read(recorded.join("rsvps-2015-03-08.ndjson")).expect("the recording");
     let lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
     let all: Vec<Value> = lines
         .filter_map(|l| serde_json::from_slice(l).ok())
         .collect();
-    let bench = Bench::new("");
-    bench.write("in.ndjson", &bytes);
-    bench.once();
-    assert_eq!(bench.number("select count(*) from rsvps"), all.len() as u64);
+    let folder = TestFolder::new("");
+    folder.write("in.ndjson", &bytes);
+    folder.once();
+    assert_eq!(
+        folder.number("select count(*) from rsvps"),
+        all.len() as u64
+    );
     let acts = duplicates(&all).iter().filter(|r| !**r).count() as u64;
     assert_eq!(
-        bench.number("select count(*) from rsvps where not is_duplicate"),
+        folder.number("select count(*) from rsvps where not is_duplicate"),
         acts
     );
-    assert_eq!(bench.ask(&["count"])["count"], acts);
+    assert_eq!(folder.ask(&["count"])["count"], acts);
     // A question about seconds that are not whole reads the edges from the table.
     let from = all[100]["mtime"].as_i64().expect("a number");
     let to = from + 61_234;
     let inside = |r: &&Value| (from..to).contains(&r["mtime"].as_i64().expect("a number"));
-    let count = bench.ask(&[
+    let count = folder.ask(&[
         "count",
         "--duplicates",
         "--from",

@@ -24,7 +24,8 @@ use weir::wal::{
 
 use crate::server::Server;
 use crate::support::{
-    Bench, HTTP_ONLY, Numbers, OFTEN, copy, files, holds_exactly, ndjson, records, wait_until,
+    FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, assert_holds_exactly, copy, files, ndjson,
+    records, wait_until,
 };
 
 const SEGMENT: u64 = 4096;
@@ -47,7 +48,7 @@ fn catalog() -> Arc<Catalog> {
 }
 
 /// A record of about 900 bytes that does not compress.
-fn noise(numbers: &mut Numbers) -> Vec<u8> {
+fn noise(numbers: &mut Lcg) -> Vec<u8> {
     (0..900).map(|_| b'a' + numbers.below(26) as u8).collect()
 }
 
@@ -55,7 +56,7 @@ struct Intake {
     ingest: Option<Ingest>,
     maintenance: LogMaintenance,
     thread: std::thread::JoinHandle<Result<Wal, WalError>>,
-    numbers: Numbers,
+    numbers: Lcg,
     folder: PathBuf,
     next: BTreeMap<String, u64>,
 }
@@ -85,7 +86,7 @@ impl Intake {
             ingest: Some(ingest),
             maintenance,
             thread,
-            numbers: Numbers(3),
+            numbers: Lcg(3),
             folder,
             next,
         }
@@ -315,7 +316,7 @@ fn frame(kind: Kind, content: &str) -> Frame {
 fn log_of(folder: &Path, count: u64) -> Wal {
     let (mut wal, _) =
         Wal::open(Arc::new(Disk), options(folder.join("log"), None), 1, 0).expect("opens");
-    let mut numbers = Numbers(9);
+    let mut numbers = Lcg(9);
     for _ in 0..count {
         let content = String::from_utf8(noise(&mut numbers)).expect("text");
         wal.append(&mut frame(Kind::Record, &content))
@@ -458,18 +459,18 @@ fn a_view_below_a_trimmed_log_continues_from_a_newer_snapshot_or_reports_missing
 
 #[test]
 fn a_snapshot_above_the_log_is_an_error_and_nothing_changes() {
-    let bench = Bench::new("");
-    bench.write("in.ndjson", &ndjson(&records(300, 1)));
-    bench.once();
-    let newest = files(&bench.path("data/operators"))
+    let folder = TestFolder::new("");
+    folder.write("in.ndjson", &ndjson(&records(300, 1)));
+    folder.once();
+    let newest = files(&folder.path("data/operators"))
         .into_keys()
         .next_back()
         .expect("a snapshot");
     let ahead = newest.with_file_name("00000000000f0000.snap");
     std::fs::copy(&newest, &ahead).expect("writable");
-    let before = files(&bench.path("data"));
+    let before = files(&folder.path("data"));
     for verb in [&["run", "--once"][..], &["sql", "select 1"], &["compact"]] {
-        let output = bench.output(verb);
+        let output = folder.output(verb);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(65), "{verb:?}: {message}");
         assert!(
@@ -477,11 +478,11 @@ fn a_snapshot_above_the_log_is_an_error_and_nothing_changes() {
             "{verb:?}: {message}"
         );
     }
-    let mut after = files(&bench.path("data"));
+    let mut after = files(&folder.path("data"));
     // The lock names the process that held the folder last.
     after.insert(
-        bench.path("data/lock"),
-        before[&bench.path("data/lock")].clone(),
+        folder.path("data/lock"),
+        before[&folder.path("data/lock")].clone(),
     );
     assert!(
         after == before,
@@ -492,14 +493,14 @@ fn a_snapshot_above_the_log_is_an_error_and_nothing_changes() {
             .collect::<Vec<_>>()
     );
     std::fs::remove_file(ahead).expect("removable");
-    bench.once();
-    holds_exactly(&bench, &records(300, 1));
+    folder.once();
+    assert_holds_exactly(&folder, &records(300, 1));
 }
 
 /// Builds a library of tests/ to preload, with the C compiler that the crate needs anyway.
 #[cfg(target_os = "linux")]
-fn preloaded(bench: &Bench, name: &str) -> PathBuf {
-    let library = bench.path(name).with_extension("so");
+fn preloaded(folder: &TestFolder, name: &str) -> PathBuf {
+    let library = folder.path(name).with_extension("so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests")
         .join(name);
@@ -513,8 +514,8 @@ fn preloaded(bench: &Bench, name: &str) -> PathBuf {
 }
 
 /// Runs to the end; returns the log messages.
-fn run_once(bench: &Bench) -> String {
-    let output = bench.output(&["run", "--once"]);
+fn run_once(folder: &TestFolder) -> String {
+    let output = folder.output(&["run", "--once"]);
     let messages = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{messages}");
     messages
@@ -537,18 +538,18 @@ fn records_read_again(messages: &str) -> u64 {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
-    let bench = Bench::new("");
-    bench.configure(&format!("{OFTEN}keep = \"0s\"\n{HTTP_ONLY}"));
-    let library = preloaded(&bench, "disk.c");
+    let folder = TestFolder::new("");
+    folder.configure(&format!("{FREQUENT_COMMITS}keep = \"0s\"\n{HTTP_ONLY}"));
+    let library = preloaded(&folder, "disk.c");
     let (all, mut written) = (records(40_000, 41), 500);
     {
-        let server = crate::server::start(&bench);
+        let server = crate::server::start(&folder);
         assert_eq!(server.post(&[], &ndjson(&all[..500])).0, 200);
     }
-    bench.once();
-    let failing = bench.path("data/search").canonicalize().expect("a folder");
+    folder.once();
+    let failing = folder.path("data/search").canonicalize().expect("a folder");
     {
-        let mut command = bench.command(&["run"]);
+        let mut command = folder.command(&["run"]);
         command
             .env("LD_PRELOAD", &library)
             .env("FAIL_UNDER", failing)
@@ -556,8 +557,8 @@ fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
         command
             .env("FAIL_FOR", (u64::MAX / 2).to_string())
             .env("FAIL_WITH", "28");
-        let server = Server::start(&mut command, &bench.path("data"));
-        let snapshots = || files(&bench.path("data/operators")).into_keys();
+        let server = Server::start(&mut command, &folder.path("data"));
+        let snapshots = || files(&folder.path("data/operators")).into_keys();
         let last = snapshots().last();
         // A snapshot is written when enough has been logged since the last one.
         while snapshots()
@@ -578,17 +579,17 @@ fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
         });
         server.kill();
     }
-    copy(&bench.path("data"), &bench.path("far"));
+    copy(&folder.path("data"), &folder.path("far"));
     // Killed at once, and killed again while it catches up.
     for _ in 0..3 {
-        let server = crate::server::start(&bench);
+        let server = crate::server::start(&folder);
         server.kill();
     }
-    bench.once();
-    holds_exactly(&bench, &all[..written]);
-    std::fs::remove_dir_all(bench.path("data")).expect("removable");
-    std::fs::rename(bench.path("far"), bench.path("data")).expect("movable");
-    let messages = run_once(&bench);
+    folder.once();
+    assert_holds_exactly(&folder, &all[..written]);
+    std::fs::remove_dir_all(folder.path("data")).expect("removable");
+    std::fs::rename(folder.path("far"), folder.path("data")).expect("movable");
+    let messages = run_once(&folder);
     assert!(
         messages.contains("search/rsvps")
             && messages.contains("lags by more than a snapshot interval"),
@@ -598,21 +599,21 @@ fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
         records_read_again(&messages) < written as u64 - 500,
         "the live operators began at the index's checkpoint: {messages}"
     );
-    holds_exactly(&bench, &all[..written]);
+    assert_holds_exactly(&folder, &all[..written]);
     assert!(
-        !run_once(&bench).contains("snapshot interval"),
+        !run_once(&folder).contains("snapshot interval"),
         "it has caught up"
     );
 }
 
 #[test]
 fn views_restored_to_older_copies_and_killed_during_catch_up_lose_and_duplicate_nothing() {
-    let bench = Bench::new(OFTEN);
+    let folder = TestFolder::new(FREQUENT_COMMITS);
     let all = records(9_000, 43);
-    bench.write("in.ndjson", &ndjson(&all[..400]));
-    bench.once();
-    copy(&bench.path("data"), &bench.path("old"));
-    let mut numbers = Numbers(19);
+    folder.write("in.ndjson", &ndjson(&all[..400]));
+    folder.once();
+    copy(&folder.path("data"), &folder.path("old"));
+    let mut numbers = Lcg(19);
     let mut written = 400;
     let views = [
         "search",
@@ -624,41 +625,41 @@ fn views_restored_to_older_copies_and_killed_during_catch_up_lose_and_duplicate_
     ];
     for (round, view) in views.iter().cycle().take(18).enumerate() {
         written = (written + 450).min(all.len());
-        bench.write("in.ndjson", &ndjson(&all[..written]));
-        bench.killed_after(std::time::Duration::from_millis(100 + numbers.below(900)));
+        folder.write("in.ndjson", &ndjson(&all[..written]));
+        folder.run_and_kill_after(std::time::Duration::from_millis(100 + numbers.below(900)));
         // Every other round the catch-up is not disturbed.
-        if round % 2 == 0 && bench.path("old").join(view).exists() {
-            std::fs::remove_dir_all(bench.path("data").join(view)).expect("removable");
+        if round % 2 == 0 && folder.path("old").join(view).exists() {
+            std::fs::remove_dir_all(folder.path("data").join(view)).expect("removable");
             copy(
-                &bench.path("old").join(view),
-                &bench.path("data").join(view),
+                &folder.path("old").join(view),
+                &folder.path("data").join(view),
             );
         }
         if round % 6 == 5 {
-            bench.once();
-            holds_exactly(&bench, &all[..written]);
+            folder.once();
+            assert_holds_exactly(&folder, &all[..written]);
         }
     }
-    bench.once();
-    holds_exactly(&bench, &all[..written]);
-    let undisturbed = Bench::new("");
+    folder.once();
+    assert_holds_exactly(&folder, &all[..written]);
+    let undisturbed = TestFolder::new("");
     undisturbed.write("in.ndjson", &ndjson(&all[..written]));
     undisturbed.once();
-    assert_eq!(bench.all_answers(), undisturbed.all_answers());
+    assert_eq!(folder.all_answers(), undisturbed.all_answers());
 }
 
 #[test]
 fn a_view_older_than_the_log_is_named_with_a_remedy() {
-    let bench = Bench::new("");
-    bench.configure(&format!("{OFTEN}keep = \"0s\"\n{HTTP_ONLY}"));
+    let folder = TestFolder::new("");
+    folder.configure(&format!("{FREQUENT_COMMITS}keep = \"0s\"\n{HTTP_ONLY}"));
     {
-        let server = crate::server::start(&bench);
+        let server = crate::server::start(&folder);
         assert_eq!(server.post(&[], &ndjson(&records(100, 1))).0, 200);
     }
-    bench.once();
-    copy(&bench.path("data/search"), &bench.path("old"));
-    let first = || segment_lsns(&bench.path("data/log"))[0];
-    let server = crate::server::start(&bench);
+    folder.once();
+    copy(&folder.path("data/search"), &folder.path("old"));
+    let first = || segment_lsns(&folder.path("data/log"))[0];
+    let server = crate::server::start(&folder);
     let mut seed = 2;
     wait_until("the log has been trimmed", || {
         assert_eq!(server.post(&[], &ndjson(&records(2_000, seed))).0, 200);
@@ -666,9 +667,9 @@ fn a_view_older_than_the_log_is_named_with_a_remedy() {
         first() > 200
     });
     drop(server);
-    std::fs::remove_dir_all(bench.path("data/search")).expect("removable");
-    std::fs::rename(bench.path("old"), bench.path("data/search")).expect("movable");
-    let output = bench.output(&["run", "--once"]);
+    std::fs::remove_dir_all(folder.path("data/search")).expect("removable");
+    std::fs::rename(folder.path("old"), folder.path("data/search")).expect("movable");
+    let output = folder.output(&["run", "--once"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(65), "{message}");
     assert!(
@@ -681,14 +682,14 @@ fn a_view_older_than_the_log_is_named_with_a_remedy() {
 #[test]
 fn a_clock_that_jumps_400_days_and_back_removes_nothing_from_raw() {
     const DAY: i64 = 86_400;
-    let bench = Bench::new("");
-    let library = preloaded(&bench, "clock.c");
+    let folder = TestFolder::new("");
+    let library = preloaded(&folder, "clock.c");
     let all = records(1_300, 47);
     let mut written = 0;
     let mut run_at = |offset: i64, count: usize| {
         written += count;
-        bench.write("in.ndjson", &ndjson(&all[..written]));
-        let mut command = bench.command(&["run", "--once"]);
+        folder.write("in.ndjson", &ndjson(&all[..written]));
+        let mut command = folder.command(&["run", "--once"]);
         command
             .env("LD_PRELOAD", &library)
             .env("CLOCK_OFFSET", offset.to_string())
@@ -701,15 +702,15 @@ fn a_clock_that_jumps_400_days_and_back_removes_nothing_from_raw() {
     run_at(400 * DAY, 200);
     run_at(400 * DAY + 7_200, 100);
     run_at(0, 200);
-    assert!(bench.number(days) >= 2, "the clock was moved");
+    assert!(folder.number(days) >= 2, "the clock was moved");
     assert_eq!(
-        bench.number(raw),
+        folder.number(raw),
         800,
         "nothing was received longer ago than 30 days"
     );
     // Days that pass on a clock that advances steadily are evidence.
-    let text = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
-    bench.write(
+    let text = std::fs::read_to_string(folder.path("weir.toml")).expect("readable");
+    folder.write(
         "weir.toml",
         format!("{text}\n[tables.raw]\nretention = \"1d\"\n").as_bytes(),
     );
@@ -721,63 +722,63 @@ fn a_clock_that_jumps_400_days_and_back_removes_nothing_from_raw() {
     let recent = "select count(*) from raw where kind = 'record' and received_at < now() + interval '300 days'";
     // Three days remain: the day before the last trusted one, that one, and the one not trusted
     // yet.
-    assert_eq!(bench.number(recent), 3 * 50);
+    assert_eq!(folder.number(recent), 3 * 50);
 }
 
 const SECOND_STREAM: &str = "[streams.more]\nschema = \"at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time from more\"\n";
 
-fn configurations(bench: &Bench) -> u64 {
-    bench.number("select count(*) from raw where kind = 'configuration'")
+fn configurations(folder: &TestFolder) -> u64 {
+    folder.number("select count(*) from raw where kind = 'configuration'")
 }
 
 #[test]
 fn a_start_that_fails_leaves_the_log_as_it_was() {
-    let bench = Bench::new("");
-    let first = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
+    let folder = TestFolder::new("");
+    let first = std::fs::read_to_string(folder.path("weir.toml")).expect("readable");
     let second = format!("{first}{SECOND_STREAM}");
     let all = records(400, 51);
-    bench.write("in.ndjson", &ndjson(&all[..200]));
+    folder.write("in.ndjson", &ndjson(&all[..200]));
     // Including the very first start.
     let in_the_way = |name: &str| {
-        std::fs::create_dir_all(bench.path("data/lake")).expect("a folder");
-        bench.write(&format!("data/lake/{name}"), b"in the way");
+        std::fs::create_dir_all(folder.path("data/lake")).expect("a folder");
+        folder.write(&format!("data/lake/{name}"), b"in the way");
     };
     in_the_way("rsvps");
-    assert!(!bench.output(&["run", "--once"]).status.success());
-    std::fs::remove_file(bench.path("data/lake/rsvps")).expect("removable");
-    bench.once();
-    assert_eq!(configurations(&bench), 1);
-    let before = files(&bench.path("data/log"));
+    assert!(!folder.output(&["run", "--once"]).status.success());
+    std::fs::remove_file(folder.path("data/lake/rsvps")).expect("removable");
+    folder.once();
+    assert_eq!(configurations(&folder), 1);
+    let before = files(&folder.path("data/log"));
     in_the_way("more");
-    bench.write("weir.toml", second.as_bytes());
+    folder.write("weir.toml", second.as_bytes());
     for _ in 0..2 {
-        assert!(!bench.output(&["run", "--once"]).status.success());
+        assert!(!folder.output(&["run", "--once"]).status.success());
         assert!(
-            files(&bench.path("data/log")) == before,
+            files(&folder.path("data/log")) == before,
             "the log has changed"
         );
     }
-    bench.write("weir.toml", first.as_bytes());
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
-    holds_exactly(&bench, &all);
-    assert_eq!(configurations(&bench), 1);
-    std::fs::remove_file(bench.path("data/lake/more")).expect("removable");
+    folder.write("weir.toml", first.as_bytes());
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
+    assert_holds_exactly(&folder, &all);
+    assert_eq!(configurations(&folder), 1);
+    std::fs::remove_file(folder.path("data/lake/more")).expect("removable");
     for (text, count) in [(&second, 2), (&first, 3)] {
         // Neither frame is followed by another, but both have been applied, so they stay.
-        bench.write("weir.toml", text.as_bytes());
-        bench.once();
-        assert_eq!(configurations(&bench), count);
+        folder.write("weir.toml", text.as_bytes());
+        folder.once();
+        assert_eq!(configurations(&folder), count);
     }
-    holds_exactly(&bench, &all);
+    assert_holds_exactly(&folder, &all);
 }
 
 #[test]
 fn a_configuration_that_could_not_be_applied_is_removed_by_a_start_with_another() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let all = records(200, 53);
-    bench.write("in.ndjson", &ndjson(&all[..100]));
-    bench.once();
+    folder.write("in.ndjson", &ndjson(&all[..100]));
+    folder.once();
     // As after a start that was killed right after it wrote the frame.
     let text = format!("{HTTP_ONLY}{SECOND_STREAM}");
     let config = weir::config::parse(None, text, None, &|_| None).expect("valid");
@@ -785,7 +786,7 @@ fn a_configuration_that_could_not_be_applied_is_removed_by_a_start_with_another(
     {
         let options = WalOptions {
             segment_bytes: 64 << 20,
-            ..options(bench.path("data/log"), None)
+            ..options(folder.path("data/log"), None)
         };
         let (mut wal, _) = Wal::open(Arc::new(Disk), options, 1, 0).expect("opens");
         wal.append(&mut frame(Kind::Configuration, &content))
@@ -793,11 +794,11 @@ fn a_configuration_that_could_not_be_applied_is_removed_by_a_start_with_another(
             .expect("space");
     }
     // Its table cannot be created.
-    bench.write("data/lake/more", b"in the way");
-    bench.write("in.ndjson", &ndjson(&all));
-    let messages = run_once(&bench);
+    folder.write("data/lake/more", b"in the way");
+    folder.write("in.ndjson", &ndjson(&all));
+    let messages = run_once(&folder);
     assert!(messages.contains("taken back"), "{messages}");
-    assert_eq!(configurations(&bench), 1);
-    holds_exactly(&bench, &all);
-    assert!(!run_once(&bench).contains("taken back"));
+    assert_eq!(configurations(&folder), 1);
+    assert_holds_exactly(&folder, &all);
+    assert!(!run_once(&folder).contains("taken back"));
 }

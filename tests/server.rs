@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Bench, HTTP_ONLY, holds_exactly, ndjson, records, wait_until, weir, without_as_of,
+    HTTP_ONLY, TestFolder, assert_holds_exactly, ndjson, records, wait_until, weir, without_as_of,
 };
 
 pub struct Server {
@@ -148,23 +148,23 @@ fn unchunk(body: &str) -> String {
     out
 }
 
-fn http_bench() -> Bench {
-    let bench = Bench::new("");
-    bench.configure(HTTP_ONLY);
-    bench
+fn http_only() -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(HTTP_ONLY);
+    folder
 }
 
-pub fn start(bench: &Bench) -> Server {
-    Server::start(&mut bench.command(&["run"]), &bench.path("data"))
+pub fn start(folder: &TestFolder) -> Server {
+    Server::start(&mut folder.command(&["run"]), &folder.path("data"))
 }
 
 #[test]
-fn what_a_200_accepted_survives_a_kill_and_a_repeated_key_adds_nothing() {
-    let bench = http_bench();
+fn records_accepted_with_200_survive_a_kill_and_a_repeated_key_adds_nothing() {
+    let folder = http_only();
     let all = records(600, 21);
     let mut accepted = Vec::new();
     for round in 0..6 {
-        let server = start(&bench);
+        let server = start(&folder);
         // The answer to the last round's last request may have been lost: the same key asks again.
         for part in round.max(1) - 1..=round {
             let rows = &all[part * 100..(part + 1) * 100];
@@ -179,15 +179,15 @@ fn what_a_200_accepted_survives_a_kill_and_a_repeated_key_adds_nothing() {
         accepted = all[..(round + 1) * 100].to_vec();
         // Dropping it kills it.
     }
-    let output = bench.output(&["run", "--once"]);
+    let output = folder.output(&["run", "--once"]);
     assert!(output.status.success());
-    holds_exactly(&bench, &accepted);
+    assert_holds_exactly(&folder, &accepted);
 }
 
 #[test]
 fn errors_have_their_codes_and_store_nothing() {
-    let bench = http_bench();
-    let server = start(&bench);
+    let folder = http_only();
+    let server = start(&folder);
     let one = ndjson(&records(1, 1));
     let gzip = |bytes: &[u8]| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -238,34 +238,34 @@ fn errors_have_their_codes_and_store_nothing() {
     );
     assert_eq!(answer["rejected"][0]["index"], 0);
     server.stop();
-    assert_eq!(bench.number("select count(*) from rsvps"), 2);
-    assert_eq!(bench.number("select count(*) from dead_letters"), 2);
+    assert_eq!(folder.number("select count(*) from rsvps"), 2);
+    assert_eq!(folder.number("select count(*) from dead_letters"), 2);
 }
 
 #[test]
 fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
-    let bench = http_bench();
+    let folder = http_only();
     // No window closes during the test.
-    bench.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
-    let server = start(&bench);
+    folder.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
+    let server = start(&folder);
     let all = records(1_500, 8);
     for part in all.chunks(500) {
         assert_eq!(server.post(&[], &ndjson(part)).0, 200);
     }
     wait_until("search is up to date", || {
-        bench.ask(&["search", "open", "--limit", "1"])["as_of"]["pending"] == 0
+        folder.ask(&["search", "open", "--limit", "1"])["as_of"]["pending"] == 0
     });
-    holds_exactly(&bench, &all);
+    assert_holds_exactly(&folder, &all);
     let (status, near) = server.get("/api/v1/nearby?lat=40.7&lon=-74&limit=50");
     assert_eq!(status, 200);
-    assert_eq!(without_as_of(near), bench.all_answers()["near"]);
-    let live = bench.all_answers();
+    assert_eq!(without_as_of(near), folder.all_answers()["near"]);
+    let live = folder.all_answers();
     server.stop();
-    assert_eq!(bench.all_answers(), live);
+    assert_eq!(folder.all_answers(), live);
     // A merged lake answers the same.
-    assert!(bench.output(&["compact"]).status.success());
-    assert_eq!(bench.all_answers(), live);
-    let crowded = bench.rows(
+    assert!(folder.output(&["compact"]).status.success());
+    assert_eq!(folder.all_answers(), live);
+    let crowded = folder.rows(
         "select partition, count(*) as n from weir.files group by 1, \"table\" having count(*) > 1",
     );
     assert_eq!(crowded, Vec::<Value>::new());
@@ -273,13 +273,13 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
 
 #[test]
 fn sql_only_reads_and_every_route_answers() {
-    let bench = http_bench();
-    bench.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
-    let server = start(&bench);
+    let folder = http_only();
+    folder.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
+    let server = start(&folder);
     let all = records(1_500, 8);
     assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
     wait_until("the rows are visible", || {
-        bench.number("select count(*) from rsvps") == 1_500
+        folder.number("select count(*) from rsvps") == 1_500
     });
     let (status, wrong) = server.get("/api/v1/count?typo=1");
     assert_eq!(status, 400, "{wrong}");
@@ -335,12 +335,12 @@ fn sql_only_reads_and_every_route_answers() {
 
 #[test]
 fn a_search_pages_through_every_hit_once_while_new_ones_arrive() {
-    let bench = http_bench();
-    let server = start(&bench);
+    let folder = http_only();
+    let server = start(&folder);
     let all = records(2_000, 9);
     assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
     wait_until("search is up to date", || {
-        bench.ask(&["search", "fun", "--limit", "1"])["total"] == 2_000
+        folder.ask(&["search", "fun", "--limit", "1"])["total"] == 2_000
     });
     let (mut after, mut seen) = (String::new(), Vec::new());
     loop {
@@ -372,12 +372,12 @@ fn a_search_pages_through_every_hit_once_while_new_ones_arrive() {
 
 #[test]
 fn a_websocket_is_ingested_and_a_lost_connection_is_a_gap() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())
         .expect("a port")
         .port();
-    bench.configure(&format!(
+    folder.configure(&format!(
         "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"ws\"\ntype = \"websocket\"\nurl = \"ws://127.0.0.1:{port}/2/rsvps\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
     ));
     let upstream = || {
@@ -390,18 +390,18 @@ fn a_websocket_is_ingested_and_a_lost_connection_is_a_gap() {
             .expect("the binary runs")
     };
     let mut first = upstream();
-    let server = start(&bench);
+    let server = start(&folder);
     wait_until("records come", || {
-        bench.number("select count(*) from rsvps") > 100
+        folder.number("select count(*) from rsvps") > 100
     });
     first.kill().and_then(|()| first.wait()).expect("it ends");
     let mut second = upstream();
     wait_until("the gap is reported", || {
-        bench.number("select count(*) from weir.gaps where source = 'ws'") > 0
+        folder.number("select count(*) from weir.gaps where source = 'ws'") > 0
     });
-    let before = bench.number("select count(*) from rsvps");
+    let before = folder.number("select count(*) from rsvps");
     wait_until("records come again", || {
-        bench.number("select count(*) from rsvps") > before
+        folder.number("select count(*) from rsvps") > before
     });
     second.kill().and_then(|()| second.wait()).expect("it ends");
     server.stop();
@@ -453,8 +453,8 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
 }
 
 /// Makes a token in the file `tokens`.
-fn token(bench: &Bench, kind: &[&str]) -> String {
-    let file = bench.path("tokens");
+fn token(folder: &TestFolder, kind: &[&str]) -> String {
+    let file = folder.path("tokens");
     let file = ["token", "create", "--file", file.to_str().expect("text")];
     let output = weir()
         .args(file)
@@ -469,12 +469,12 @@ fn token(bench: &Bench, kind: &[&str]) -> String {
 
 #[test]
 fn a_read_only_token_does_not_end_queries_of_another() {
-    let bench = http_bench();
+    let folder = http_only();
     let [write, read, other] =
-        [&[][..], &["--read-only"], &["--read-only"]].map(|kind| token(&bench, kind));
+        [&[][..], &["--read-only"], &["--read-only"]].map(|kind| token(&folder, kind));
     let configuration = "[server]\nhttp = \"127.0.0.1:0\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
-    bench.configure(configuration);
-    let server = start(&bench);
+    folder.configure(configuration);
+    let server = start(&folder);
     let endless =
         "select count(*) from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
     let bearer = |token: &str| format!("Bearer {token}");
@@ -515,25 +515,25 @@ fn a_read_only_token_does_not_end_queries_of_another() {
 }
 
 #[test]
-fn secrets_that_others_can_change_are_refused() {
+fn secrets_that_others_can_change_are_rejected() {
     use std::os::unix::fs::PermissionsExt;
-    let bench = http_bench();
-    token(&bench, &[]);
+    let folder = http_only();
+    token(&folder, &[]);
     let made =
         rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
-    bench.write("cert.pem", made.cert.pem().as_bytes());
-    bench.write("key.pem", made.signing_key.serialize_pem().as_bytes());
+    folder.write("cert.pem", made.cert.pem().as_bytes());
+    folder.write("key.pem", made.signing_key.serialize_pem().as_bytes());
     let configuration = "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
-    bench.configure(configuration);
+    folder.configure(configuration);
     for file in ["key.pem", "tokens"] {
-        let path = bench.path(file);
+        let path = folder.path(file);
         let allow = |mode: u32| {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
                 .expect("permitted");
         };
         for mode in [0o620, 0o602] {
             allow(mode);
-            let output = bench
+            let output = folder
                 .command(&["run", "-q"])
                 .output()
                 .expect("the binary runs");
@@ -550,21 +550,21 @@ fn secrets_that_others_can_change_are_refused() {
 
 #[test]
 fn verbs_query_a_server_with_tls_by_their_token_alone() {
-    let bench = http_bench();
+    let folder = http_only();
     let made =
         rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
-    bench.write("cert.pem", made.cert.pem().as_bytes());
-    bench.write("key.pem", made.signing_key.serialize_pem().as_bytes());
-    let (write, read) = (token(&bench, &[]), token(&bench, &["--read-only"]));
-    bench.configure(
+    folder.write("cert.pem", made.cert.pem().as_bytes());
+    folder.write("key.pem", made.signing_key.serialize_pem().as_bytes());
+    let (write, read) = (token(&folder, &[]), token(&folder, &["--read-only"]));
+    folder.configure(
         "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
     );
-    let mut child = bench
+    let mut child = folder
         .command(&["run", "-q"])
         .spawn()
         .expect("the binary runs");
     let ask = |arguments: &[&str], token: &str| {
-        bench
+        folder
             .command(arguments)
             .env("WEIR_TOKEN", token)
             .output()
@@ -584,7 +584,7 @@ fn verbs_query_a_server_with_tls_by_their_token_alone() {
     };
     refused(&["count"], "", "token");
     refused(&["count"], "weir_0123", "token");
-    let to = bench.path("backup");
+    let to = folder.path("backup");
     refused(
         &["backup", to.to_str().expect("text")],
         &read,
@@ -599,7 +599,7 @@ fn verbs_query_a_server_with_tls_by_their_token_alone() {
     // use.
     let other =
         rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
-    bench.write("cert.pem", other.cert.pem().as_bytes());
+    folder.write("cert.pem", other.cert.pem().as_bytes());
     assert_eq!(ask(&["count"], &write).status.code(), Some(75));
     child.kill().and_then(|()| child.wait()).expect("it ends");
 }

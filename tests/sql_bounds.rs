@@ -6,22 +6,22 @@ use std::net::TcpStream;
 use serde_json::{Value, json};
 
 use crate::server::Server;
-use crate::support::{Bench, HTTP_ONLY, ndjson, records, wait_until};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, wait_until};
 
 /// Runs much longer than any test.
 const ENDLESS: &str = "select count(*) from rsvps x, rsvps y, rsvps z, rsvps w where x.lsn + y.lsn + z.lsn + w.lsn = -1";
 
-fn bench(more: &str) -> Bench {
-    let bench = Bench::new("");
+fn with_settings(more: &str) -> TestFolder {
+    let folder = TestFolder::new("");
     // For slow, busy machines.
-    bench.configure(&format!("{HTTP_ONLY}[limits]\nsql_time = \"120s\"\n{more}"));
-    bench
+    folder.configure(&format!("{HTTP_ONLY}[limits]\nsql_time = \"120s\"\n{more}"));
+    folder
 }
 
-fn server(bench: &Bench) -> Server {
+fn server(folder: &TestFolder) -> Server {
     let server = Server::start(
-        &mut bench.command(&["run", "--memory", "512MiB"]),
-        &bench.path("data"),
+        &mut folder.command(&["run", "--memory", "512MiB"]),
+        &folder.path("data"),
     );
     assert_eq!(server.post(&[], &ndjson(&records(2_000, 7))).0, 200);
     wait_until("the rows are visible", || {
@@ -144,7 +144,7 @@ fn assert_survives(server: &Server, query: &str) {
 
 #[test]
 fn chains_of_every_operator_are_answered_or_rejected() {
-    let folder = bench("");
+    let folder = with_settings("");
     let server = server(&folder);
     for (first, part) in CHAINS {
         let query = format!("select {}", chain(first, part, 2_000));
@@ -168,7 +168,7 @@ fn chains_of_every_operator_are_answered_or_rejected() {
 
 #[test]
 fn plans_that_grow_too_large_are_rejected_by_name() {
-    let folder = bench("");
+    let folder = with_settings("");
     let server = server(&folder);
     let columns: Vec<String> = (2..14).map(|n| format!("lsn % {n}")).collect();
     for sets in [
@@ -227,7 +227,7 @@ fn plans_that_grow_too_large_are_rejected_by_name() {
 
 #[test]
 fn wide_rows_are_computed_in_smaller_batches() {
-    let folder = bench("");
+    let folder = with_settings("");
     let server = server(&folder);
     let wide = "select sum(length(repeat('x', cast(20000 + lsn * 0 as int)))) as n from rsvps x, generate_series(1, 2)";
     assert_eq!(number(&server, wide), Some(4_000 * 20_000));
@@ -241,7 +241,7 @@ fn wide_rows_are_computed_in_smaller_batches() {
 
 #[test]
 fn disconnected_clients_free_their_slots_and_window_functions_can_be_cancelled() {
-    let folder = bench("sql_concurrent = 2\n");
+    let folder = with_settings("sql_concurrent = 2\n");
     let server = server(&folder);
     let long_frames = "select max(m) from (select median(x.lsn + y.lsn) over (order by x.lsn rows between 100000 preceding and current row) as m from rsvps x, rsvps y)";
     for query in [
@@ -275,7 +275,7 @@ fn disconnected_clients_free_their_slots_and_window_functions_can_be_cancelled()
 
 #[test]
 fn invalid_times_and_unknown_zones_are_bad_requests() {
-    let folder = bench("");
+    let folder = with_settings("");
     let server = server(&folder);
     for query in [
         "select now() at time zone 'Mars/Phobos'",

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::support::Bench;
+use crate::support::TestFolder;
 
 const SENSORS: &str = r#"
 [[sources]]
@@ -23,8 +23,8 @@ search = { text = ["note", "tags"], exact = ["id"] }
 
 #[test]
 fn a_declared_stream_works_end_to_end() {
-    let bench = Bench::new("");
-    bench.configure(SENSORS);
+    let folder = TestFolder::new("");
+    folder.configure(SENSORS);
     let lines = [
         r#"{"id":"a","at":"2024-05-01T10:00:00Z","kind":"air","note":"warm room","reading":{"value":21,"unit":"C"},"tags":["hall","north"]}"#,
         r#"{"id":"a","at":"2024-05-01T10:00:00.400Z","kind":"air","note":"warm room","reading":{"value":21.0,"unit":"C"},"tags":null}"#,
@@ -40,9 +40,9 @@ fn a_declared_stream_works_end_to_end() {
         r#""text""#,
         "42",
     ];
-    bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
-    bench.once();
-    let rows = bench.rows(
+    folder.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
+    folder.once();
+    let rows = folder.rows(
         "select id, kind, value, is_duplicate, event_time, density from sensors order by lsn",
     );
     assert_eq!(rows.len(), 3, "{rows:?}");
@@ -56,31 +56,31 @@ fn a_declared_stream_works_end_to_end() {
     );
     assert_eq!(rows[2]["id"], "7");
     assert_eq!(rows[2]["event_time"], "2024-05-01T11:00:00.000Z");
-    let reasons = bench.rows("select reason from dead_letters order by lsn");
+    let reasons = folder.rows("select reason from dead_letters order by lsn");
     let reasons: Vec<&str> = reasons
         .iter()
         .filter_map(|r| r["reason"].as_str())
         .collect();
     insta::assert_snapshot!(reasons.join("\n"));
     assert_eq!(
-        bench.ask(&["count", "--by", "unit"])["groups"][0]["unit"],
+        folder.ask(&["count", "--by", "unit"])["groups"][0]["unit"],
         "C"
     );
-    assert_eq!(bench.ask(&["count", "--type", "AIR"])["count"], 1);
-    assert_eq!(bench.ask(&["search", "north warm"])["total"], 1);
+    assert_eq!(folder.ask(&["count", "--type", "AIR"])["count"], 1);
+    assert_eq!(folder.ask(&["search", "north warm"])["total"], 1);
     assert_eq!(
-        bench.ask(&["search", "id:7"])["hits"][0]["event"]["note"],
+        folder.ask(&["search", "id:7"])["hits"][0]["event"]["note"],
         "wet"
     );
-    let drift = bench.rows("select field, records from weir.drift");
+    let drift = folder.rows("select field, records from weir.drift");
     assert_eq!(drift[0]["field"], "extra");
 }
 
 #[test]
 fn standard_input_is_a_source() {
-    let bench = Bench::new("");
-    bench.configure(&SENSORS.replace("in.ndjson", "-"));
-    let mut child = bench
+    let folder = TestFolder::new("");
+    folder.configure(&SENSORS.replace("in.ndjson", "-"));
+    let mut child = folder
         .command(&["run", "--once"])
         .stdin(Stdio::piped())
         .spawn()
@@ -93,42 +93,42 @@ fn standard_input_is_a_source() {
         .write_all(line.as_bytes())
         .expect("writable");
     assert!(child.wait().expect("it ends").success());
-    assert_eq!(bench.number("select count(*) from sensors"), 1);
+    assert_eq!(folder.number("select count(*) from sensors"), 1);
 }
 
 #[test]
 fn a_changed_configuration_applies_from_its_record_on() {
-    let bench = Bench::new("");
-    bench.configure(SENSORS);
+    let folder = TestFolder::new("");
+    folder.configure(SENSORS);
     let line = |n: u32| {
         format!(
             "{{\"id\":\"a{n}\",\"at\":\"2024-05-01T10:00:{n:02}Z\",\"kind\":\"air\",\"note\":\"x\",\"reading\":{{\"value\":{n},\"unit\":\"C\"}}}}\n"
         )
     };
-    bench.write("in.ndjson", line(1).as_bytes());
-    bench.once();
+    folder.write("in.ndjson", line(1).as_bytes());
+    folder.once();
     let changed = SENSORS
         .replace("tags, 10", "tags, value_squared, 10")
         .replace(
             "value_squared",
             "reading['value'] * reading['value'] as squared",
         );
-    bench.configure(&changed);
-    bench.write("in.ndjson", (line(1) + &line(2)).as_bytes());
-    bench.once();
-    let rows = bench.rows("select squared from sensors order by lsn");
+    folder.configure(&changed);
+    folder.write("in.ndjson", (line(1) + &line(2)).as_bytes());
+    folder.once();
+    let rows = folder.rows("select squared from sensors order by lsn");
     assert_eq!(
         (rows[0]["squared"].is_null(), rows[1]["squared"].as_f64()),
         (true, Some(4.0))
     );
     // A change that the table does not support is rejected, with a fix.
-    bench.configure(
+    folder.configure(
         &changed
             .replace("upper(kind) as kind", "upper(kind) as kind, 1 as value2")
             .replace("reading['unit'] as unit", "3 as unit")
             .replace("\"unit in ('C', 'F')\"", ""),
     );
-    let output = bench.output(&["run", "--once"]);
+    let output = folder.output(&["run", "--once"]);
     assert_eq!(
         output.status.code(),
         Some(2),
@@ -149,7 +149,7 @@ fn table(select: &str) -> String {
 
 #[test]
 fn an_entity_table_has_the_rows_that_its_where_lets_through() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let line = |n: u32, kind: &str| {
         format!(
             "{{\"id\":\"a{n}\",\"at\":\"2024-05-01T10:00:{n:02}Z\",\"kind\":\"{kind}\",\"note\":\"x\",\"reading\":{{\"value\":{n},\"unit\":\"C\"}},\"tags\":[\"t{n}\",\"all\"]}}\n"
@@ -162,11 +162,11 @@ fn an_entity_table_has_the_rows_that_its_where_lets_through() {
         line(3, "soil"),
         line(5, "water"),
     ];
-    bench.write("in.ndjson", lines.concat().as_bytes());
+    folder.write("in.ndjson", lines.concat().as_bytes());
     let tags = "[tables.\"sensors.tags\"]\nstream = \"sensors\"\nkey = \"tag\"\nselect = \"select unnest(tags) as tag, id where unnest(tags) <> 'all' and value > 2\"\n";
-    bench.configure(&(table("select kind, value where value > 10") + tags));
-    bench.once();
-    let kinds = bench.rows("select kind, value from sensors.kinds order by kind");
+    folder.configure(&(table("select kind, value where value > 10") + tags));
+    folder.once();
+    let kinds = folder.rows("select kind, value from sensors.kinds order by kind");
     let kinds: Vec<_> = kinds
         .iter()
         .map(|row| (row["kind"].as_str(), row["value"].as_f64()))
@@ -175,7 +175,7 @@ fn an_entity_table_has_the_rows_that_its_where_lets_through() {
         kinds,
         [(Some("AIR"), Some(12.0)), (Some("SOIL"), Some(20.0))]
     );
-    let tags = bench.rows("select tag from sensors.tags order by tag");
+    let tags = folder.rows("select tag from sensors.tags order by tag");
     let tags: Vec<_> = tags.iter().filter_map(|row| row["tag"].as_str()).collect();
     assert_eq!(tags, ["t12", "t20", "t3", "t5"]);
 }
@@ -258,28 +258,28 @@ fn more_invalid_declarations() -> Vec<String> {
 
 #[test]
 fn check_reports_the_location_and_the_fix() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let mut messages = Vec::new();
     for text in invalid_declarations()
         .into_iter()
         .chain(more_invalid_declarations())
     {
-        bench.configure(&text);
-        let output = bench.output(&["check"]);
+        folder.configure(&text);
+        let output = folder.output(&["check"]);
         assert_eq!(output.status.code(), Some(2));
         let message = String::from_utf8_lossy(&output.stderr)
-            .replace(&bench.path("").display().to_string(), "");
+            .replace(&folder.path("").display().to_string(), "");
         messages.push(message);
     }
-    bench.configure(SENSORS);
-    assert!(bench.output(&["check"]).status.success());
+    folder.configure(SENSORS);
+    assert!(folder.output(&["check"]).status.success());
     insta::assert_snapshot!(messages.concat());
 }
 
 #[test]
 fn retention_follows_event_time_and_a_backfill_is_accepted() {
-    let bench = Bench::new("");
-    bench.configure(&SENSORS.replace("key = \"id\"", "retention = \"2h\"\nkey = \"id\""));
+    let folder = TestFolder::new("");
+    folder.configure(&SENSORS.replace("key = \"id\"", "retention = \"2h\"\nkey = \"id\""));
     let line = |id: &str, at: &str| {
         format!(
             "{{\"id\":\"{id}\",\"at\":\"2016-05-01T{at}:00Z\",\"kind\":\"air\",\"note\":\"x\",\"reading\":{{\"value\":1,\"unit\":\"C\"}}}}\n"
@@ -293,9 +293,9 @@ fn retention_follows_event_time_and_a_backfill_is_accepted() {
         .enumerate()
         .map(|(n, at)| line(&format!("s{n}"), at))
         .collect();
-    bench.write("in.ndjson", text.as_bytes());
-    bench.once();
-    let dead = bench.rows("select reason from dead_letters");
+    folder.write("in.ndjson", text.as_bytes());
+    folder.once();
+    let dead = folder.rows("select reason from dead_letters");
     assert_eq!(dead.len(), 1, "{dead:?}");
     assert!(
         dead[0]["reason"]
@@ -325,19 +325,19 @@ fn the_commands_of_the_tutorial_give_what_it_shows() {
         "/docs/your-own-stream.md"
     ))
     .expect("the page");
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let mut answers = Vec::new();
     for (info, text) in blocks(&page) {
         if let Some((_, name)) = info.split_once("file=") {
-            bench.write(name, format!("{text}\n").as_bytes());
+            folder.write(name, format!("{text}\n").as_bytes());
         } else if info.starts_with("sh run") {
             if let Some((_, change)) = info.split_once("after=\"s/") {
                 let (from, to) = change
                     .trim_end_matches("/\"")
                     .split_once('/')
                     .expect("a change");
-                let before = std::fs::read_to_string(bench.path("weir.toml")).expect("readable");
-                bench.write("weir.toml", before.replace(from, to).as_bytes());
+                let before = std::fs::read_to_string(folder.path("weir.toml")).expect("readable");
+                folder.write("weir.toml", before.replace(from, to).as_bytes());
             }
             for line in text.lines() {
                 let path = std::env::var("PATH").unwrap_or_default();
@@ -347,7 +347,7 @@ fn the_commands_of_the_tutorial_give_what_it_shows() {
                     .display();
                 let output = std::process::Command::new("sh")
                     .args(["-c", line])
-                    .current_dir(bench.path(""))
+                    .current_dir(folder.path(""))
                     .env("PATH", format!("{bin}:{path}"))
                     .env_remove("WEIR_DATA")
                     .output()
@@ -379,12 +379,12 @@ fn the_commands_of_the_tutorial_give_what_it_shows() {
 /// empty windows.
 #[test]
 fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let stream = "[streams.quakes]\nschema = \"id bigint not null, at timestamp not null\"\nselect = \"select at as event_time, id from quakes\"\n";
     let window = "[windows.hourly]\nsql = \"select window_start, window_end, count(*) as n from tumble(quakes, event_time, interval '1 hour') group by 1, 2\"\n";
     let configure = |watermark: &str| {
         let source = "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"quakes\"\n";
-        bench.configure(&format!("{source}{stream}{watermark}{window}"));
+        folder.configure(&format!("{source}{stream}{watermark}{window}"));
     };
     let lines: String = (0..300)
         .map(|n| {
@@ -395,9 +395,9 @@ fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
             )
         })
         .collect();
-    bench.write("in.ndjson", lines.as_bytes());
+    folder.write("in.ndjson", lines.as_bytes());
     let stderr = |arguments: &[&str]| {
-        let output = bench.output(arguments);
+        let output = folder.output(arguments);
         assert!(
             output.status.success(),
             "{}",
@@ -405,7 +405,7 @@ fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
         );
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let sample = bench.path("in.ndjson").display().to_string();
+    let sample = folder.path("in.ndjson").display().to_string();
 
     configure("");
     for arguments in [
@@ -420,10 +420,10 @@ fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
             "{arguments:?}: {notes}"
         );
     }
-    assert_eq!(bench.number("select count(*) from quakes"), 300);
+    assert_eq!(folder.number("select count(*) from quakes"), 300);
 
     configure("watermark = { disorder = \"12d\" }\n");
-    std::fs::remove_dir_all(bench.path("data")).expect("the folder of the first run");
+    std::fs::remove_dir_all(folder.path("data")).expect("the folder of the first run");
     for arguments in [
         vec!["check"],
         vec!["test", sample.as_str()],
@@ -431,5 +431,5 @@ fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
     ] {
         assert!(!stderr(&arguments).contains("disorder"), "{arguments:?}");
     }
-    assert_eq!(bench.number("select sum(n) from hourly"), 300);
+    assert_eq!(folder.number("select sum(n) from hourly"), 300);
 }

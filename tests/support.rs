@@ -24,28 +24,28 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// A folder with a configuration, removed when the test ends.
-pub struct Bench {
-    folder: tempfile::TempDir,
+pub struct TestFolder {
+    root: tempfile::TempDir,
 }
 
 /// Commits and snapshots so often that a kill meets them.
-pub const OFTEN: &str = "[limits]\nlake_rows = 300\nlake_recent = \"40ms\"\nlake_old = \"90ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\n";
+pub const FREQUENT_COMMITS: &str = "[limits]\nlake_rows = 300\nlake_recent = \"40ms\"\nlake_old = \"90ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\n";
 
 /// A server on a free port and a stream that records are posted to.
 pub const HTTP_ONLY: &str =
     "[server]\nhttp = \"127.0.0.1:0\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
 
-impl Bench {
+impl TestFolder {
     /// A stream `rsvps` from the file `in.ndjson`; `extra` comes first in the configuration.
     pub fn new(extra: &str) -> Self {
-        let bench = Self {
-            folder: tempfile::tempdir().expect("a folder"),
+        let folder = Self {
+            root: tempfile::tempdir().expect("a folder"),
         };
-        bench.configure(&format!(
+        folder.configure(&format!(
             "{extra}\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
         ));
-        bench.write("in.ndjson", b"");
-        bench
+        folder.write("in.ndjson", b"");
+        folder
     }
 
     pub fn configure(&self, text: &str) {
@@ -53,7 +53,7 @@ impl Bench {
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.root.path().join(name)
     }
 
     pub fn write(&self, name: &str, bytes: &[u8]) {
@@ -70,7 +70,7 @@ impl Bench {
     }
 
     /// Starts a server and kills it with -9 after so long: wherever it is then.
-    pub fn killed_after(&self, time: Duration) {
+    pub fn run_and_kill_after(&self, time: Duration) {
         let mut command = self.command(&["run", "-q"]);
         let mut child = command
             .env("WEIR_SERVER_HTTP", "127.0.0.1:0")
@@ -229,9 +229,9 @@ pub fn recordings() -> Option<PathBuf> {
 }
 
 /// A small generator of numbers, the same at every run.
-pub struct Numbers(pub u64);
+pub struct Lcg(pub u64);
 
-impl Numbers {
+impl Lcg {
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self
             .0
@@ -244,7 +244,7 @@ impl Numbers {
 /// Made records: answers with twins, updates, lateness, missing venues, zero coordinates and odd
 /// text.
 pub fn records(count: usize, seed: u64) -> Vec<Value> {
-    let mut numbers = Numbers(seed);
+    let mut numbers = Lcg(seed);
     let countries = ["us", "GB", "de", "au"];
     let names = [
         "Open mic night",
@@ -331,44 +331,44 @@ pub fn duplicates(records: &[Value]) -> Vec<bool> {
 }
 
 /// Checks that rows, counts and search of a folder are exactly these records.
-pub fn holds_exactly(bench: &Bench, records: &[Value]) {
+pub fn assert_holds_exactly(folder: &TestFolder, records: &[Value]) {
     let duplicates = duplicates(records);
     let acts = duplicates.iter().filter(|r| !**r).count() as u64;
     assert_eq!(
-        bench.number("select count(*) from rsvps"),
+        folder.number("select count(*) from rsvps"),
         records.len() as u64,
         "rows"
     );
     assert_eq!(
-        bench.number("select count(distinct lsn) from rsvps"),
+        folder.number("select count(distinct lsn) from rsvps"),
         records.len() as u64,
         "distinct rows"
     );
     assert_eq!(
-        bench.number("select count(*) from rsvps where not is_duplicate"),
+        folder.number("select count(*) from rsvps where not is_duplicate"),
         acts,
         "acts in SQL"
     );
     assert_eq!(
-        bench.number("select count(*) from raw where kind = 'record'"),
+        folder.number("select count(*) from raw where kind = 'record'"),
         records.len() as u64,
         "raw"
     );
-    assert_eq!(bench.ask(&["count"])["count"], acts, "acts in counts");
+    assert_eq!(folder.ask(&["count"])["count"], acts, "acts in counts");
     assert_eq!(
-        bench.ask(&["count", "--duplicates"])["count"],
+        folder.ask(&["count", "--duplicates"])["count"],
         records.len() as u64,
         "all in counts"
     );
     let has_open = |r: &&Value| r["event"]["event_name"] == "Open mic night";
     let open = records.iter().filter(has_open).count() as u64;
     assert_eq!(
-        bench.ask(&["search", "open", "--limit", "1"])["total"],
+        folder.ask(&["search", "open", "--limit", "1"])["total"],
         open,
         "search"
     );
     assert_eq!(
-        venues(&bench.ask(&["nearby", "--lat", "40.7", "--lon=-74", "--limit", "1000"])),
+        venues(&folder.ask(&["nearby", "--lat", "40.7", "--lon=-74", "--limit", "1000"])),
         places(records),
         "places"
     );
@@ -376,7 +376,7 @@ pub fn holds_exactly(bench: &Bench, records: &[Value]) {
         .iter()
         .map(|r| r["mtime"].as_i64().expect("a number") % 100_000)
         .sum();
-    let found = bench.rows("select sum(mtime % 100000) as s from rsvps")[0]["s"].as_i64();
+    let found = folder.rows("select sum(mtime % 100000) as s from rsvps")[0]["s"].as_i64();
     assert_eq!(
         found,
         if records.is_empty() { None } else { Some(sum) },

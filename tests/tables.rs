@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use weir::query::sql::to_ndjson;
 
 use crate::server::{Server, start};
-use crate::support::{Bench, HTTP_ONLY, Numbers, OFTEN, ndjson, records, wait_until, weir};
+use crate::support::{
+    FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until, weir,
+};
 
 /// The rows of a Delta table by its log and files alone.
 fn read_delta(folder: &Path) -> Vec<Value> {
@@ -74,13 +76,15 @@ fn latest<'a>(
 #[test]
 fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
     // Committed often, so that buckets are rewritten many times.
-    let bench = Bench::new(&OFTEN.replace("lake_recent = \"40ms\"", "lake_recent = \"300ms\""));
+    let folder = TestFolder::new(
+        &FREQUENT_COMMITS.replace("lake_recent = \"40ms\"", "lake_recent = \"300ms\""),
+    );
     let generated = weir()
         .args(["generate", "--count", "8000", "--seed", "5"])
         .output()
         .expect("records");
-    bench.write("in.ndjson", &generated.stdout);
-    bench.once();
+    folder.write("in.ndjson", &generated.stdout);
+    folder.once();
     let records: Vec<Value> = String::from_utf8(generated.stdout)
         .expect("text")
         .lines()
@@ -119,20 +123,20 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
                 })
                 .collect()
         };
-        let found = bench.rows(&format!("select * from rsvps.{table}"));
+        let found = folder.rows(&format!("select * from rsvps.{table}"));
         assert_eq!(found.len(), want.len(), "{table}: unique keys");
         assert_eq!(shown(&found), want, "{table}");
-        let stored = read_delta(&bench.path(&format!("data/lake/rsvps.{table}")));
+        let stored = read_delta(&folder.path(&format!("data/lake/rsvps.{table}")));
         assert_eq!(stored.len(), want.len(), "{table}: unique in its files");
         assert_eq!(shown(&stored), want, "{table}: its files");
     }
-    lists_are_gone_through(&bench, &records);
-    keys_resolve(&bench);
+    assert_lists_are_unnested(&folder, &records);
+    assert_keys_resolve(&folder);
 }
 
 /// Each topic has the name in the record with the greatest mtime, whichever other topics that record
 /// lists.
-fn topics_are_latest(bench: &Bench, records: &[Value]) {
+fn assert_topics_are_latest(folder: &TestFolder, records: &[Value]) {
     let want = latest(records, |r| {
         let topics = r["group"]["group_topics"].as_array().expect("topics");
         topics
@@ -145,11 +149,11 @@ fn topics_are_latest(bench: &Bench, records: &[Value]) {
             .map(|r| (r["urlkey"].to_string(), r["topic_name"].clone()))
             .collect()
     };
-    let found = bench.rows("select * from rsvps.topics");
+    let found = folder.rows("select * from rsvps.topics");
     assert_eq!(found.len(), want.len(), "topics: unique keys");
     assert_eq!(shown(&found), want, "topics");
     assert_eq!(
-        shown(&read_delta(&bench.path("data/lake/rsvps.topics"))),
+        shown(&read_delta(&folder.path("data/lake/rsvps.topics"))),
         want,
         "topics: its files"
     );
@@ -157,8 +161,8 @@ fn topics_are_latest(bench: &Bench, records: &[Value]) {
 
 /// Records of groups that each call their topics as they like, and now and then otherwise: how many
 /// groups, how many topics of each, and of how many there are.
-fn told_to_and_fro(count: usize, groups: u64, topics: usize, all_topics: u64) -> Vec<Value> {
-    let mut numbers = Numbers(3);
+fn contradicting_topics(count: usize, groups: u64, topics: usize, all_topics: u64) -> Vec<Value> {
+    let mut numbers = Lcg(3);
     let mut names: Vec<Vec<(u64, u64)>> = (0..groups)
         .map(|_| {
             (0..topics)
@@ -182,30 +186,30 @@ fn told_to_and_fro(count: usize, groups: u64, topics: usize, all_topics: u64) ->
 }
 
 #[test]
-fn what_lists_tell_to_and_fro_is_what_the_greatest_version_tells() {
-    let bench = Bench::new(OFTEN);
-    let all = told_to_and_fro(4_000, 60, 10, 200);
+fn of_contradicting_lists_the_greatest_version_is_stored() {
+    let folder = TestFolder::new(FREQUENT_COMMITS);
+    let all = contradicting_topics(4_000, 60, 10, 200);
     for end in [1_000, 2_500, 4_000] {
-        bench.write("in.ndjson", &ndjson(&all[..end]));
-        bench.once();
-        topics_are_latest(&bench, &all[..end]);
+        folder.write("in.ndjson", &ndjson(&all[..end]));
+        folder.once();
+        assert_topics_are_latest(&folder, &all[..end]);
     }
 }
 
 #[test]
-fn so_it_is_where_there_are_more_keys_than_are_remembered() {
+fn of_contradicting_lists_with_more_keys_than_are_remembered_the_greatest_version_is_stored() {
     // 20,000 topics, of which 16,384 are remembered; a fifth of them is sent by several groups.
-    let bench = Bench::new("");
-    let all = told_to_and_fro(2_500, 500, 50, 60_000);
+    let folder = TestFolder::new("");
+    let all = contradicting_topics(2_500, 500, 50, 60_000);
     for end in [1_200, 2_500] {
-        bench.write("in.ndjson", &ndjson(&all[..end]));
-        bench.once();
-        topics_are_latest(&bench, &all[..end]);
+        folder.write("in.ndjson", &ndjson(&all[..end]));
+        folder.once();
+        assert_topics_are_latest(&folder, &all[..end]);
     }
 }
 
-fn lists_are_gone_through(bench: &Bench, records: &[Value]) {
-    topics_are_latest(bench, records);
+fn assert_lists_are_unnested(folder: &TestFolder, records: &[Value]) {
+    assert_topics_are_latest(folder, records);
     let pairs: BTreeSet<(i64, &str)> = records
         .iter()
         .flat_map(|r| {
@@ -217,13 +221,13 @@ fn lists_are_gone_through(bench: &Bench, records: &[Value]) {
         })
         .collect();
     assert_eq!(
-        bench.number("select count(*) from rsvps.groups_topics"),
+        folder.number("select count(*) from rsvps.groups_topics"),
         pairs.len() as u64
     );
 }
 
 /// Every foreign key resolves, and no row has only nulls.
-fn keys_resolve(bench: &Bench) {
+fn assert_keys_resolve(folder: &TestFolder) {
     for (from, column, to) in [
         ("latest", "event_id", "events"),
         ("latest", "member_id", "members"),
@@ -235,9 +239,9 @@ fn keys_resolve(bench: &Bench) {
         let query = format!(
             "select count(*) from rsvps.{from} a left join rsvps.{to} b on a.{column} = b.{column} where a.{column} is not null and b.{column} is null"
         );
-        assert_eq!(bench.number(&query), 0, "{from}.{column}");
+        assert_eq!(folder.number(&query), 0, "{from}.{column}");
         assert_eq!(
-            bench.number(&format!(
+            folder.number(&format!(
                 "select count(*) from rsvps.{to} where {column} is null"
             )),
             0
@@ -254,9 +258,9 @@ fn post(server: &Server, path: &str, body: &str) -> Value {
 const READINGS: &str = include_str!("../testdata/readings.toml");
 
 #[test]
-fn dead_letters_come_back_once_when_their_rule_is_mended() {
-    let bench = Bench::new("");
-    bench.configure(READINGS);
+fn dead_letters_are_resubmitted_once_after_their_rule_is_fixed() {
+    let folder = TestFolder::new("");
+    folder.configure(READINGS);
     let line = |n: i64| {
         format!(
             "{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:{:02}Z\",\"value\":{}}}\n",
@@ -265,19 +269,19 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
         )
     };
     let body: String = (0..700).map(line).collect();
-    let server = start(&bench);
+    let server = start(&folder);
     let answer = post(&server, "/api/v1/streams/readings/events", &body);
     assert_eq!(answer["rejected_total"], 400, "{answer}");
     wait_until("they are dead letters", || {
-        bench.number("select count(*) from dead_letters") == 400
+        folder.number("select count(*) from dead_letters") == 400
     });
     // Nothing was fixed: no dead letter succeeds.
     let answer = post(&server, "/api/v1/dead-letters/retry", "{}");
     assert_eq!(answer["retried"], 0, "{answer}");
     assert_eq!(answer["still_refused"]["value > 0"], 400);
     drop(server);
-    bench.configure(&READINGS.replace("value > 0", "value > -2"));
-    let server = start(&bench);
+    folder.configure(&READINGS.replace("value > 0", "value > -2"));
+    let server = start(&folder);
     // Three at once: each dead letter comes back once all the same.
     std::thread::scope(|scope| {
         for _ in 0..3 {
@@ -291,54 +295,60 @@ fn dead_letters_come_back_once_when_their_rule_is_mended() {
         }
     });
     wait_until("they are rows", || {
-        bench.number("select count(*) from readings") >= 500
+        folder.number("select count(*) from readings") >= 500
     });
     server.stop();
-    let check = |bench: &Bench| {
-        assert_eq!(bench.number("select count(*) from readings"), 500);
-        assert_eq!(bench.number("select count(distinct id) from readings"), 500);
+    let check = |folder: &TestFolder| {
+        assert_eq!(folder.number("select count(*) from readings"), 500);
         assert_eq!(
-            bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+            folder.number("select count(distinct id) from readings"),
+            500
+        );
+        assert_eq!(
+            folder.number("select count(*) from dead_letters where retried_lsn is not null"),
             200
         );
         let joined = "select count(*) from dead_letters d join readings r on r.lsn = d.retried_lsn where d.reason = 'value > 0' and r.value <= 0";
-        assert_eq!(bench.number(joined), 200);
+        assert_eq!(folder.number(joined), 200);
     };
-    check(&bench);
+    check(&folder);
     // Of a stopped folder too; nothing is left to come back.
-    let again = bench.ask(&["dead-letters", "retry"]);
+    let again = folder.ask(&["dead-letters", "retry"]);
     assert_eq!(again["retried"], 0, "{again}");
-    check(&bench);
+    check(&folder);
     // Rebuilt under the fixed rule, each exists once: where it came first, and not where it
     // came back.
-    let output = bench.output(&["rebuild", "readings", "readings.sessions"]);
+    let output = folder.output(&["rebuild", "readings", "readings.sessions"]);
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert_eq!(bench.number("select count(*) from readings"), 500);
-    assert_eq!(bench.number("select count(distinct id) from readings"), 500);
+    assert_eq!(folder.number("select count(*) from readings"), 500);
     assert_eq!(
-        bench.number("select count(*) from readings where value <= 0 and lsn <= 701"),
+        folder.number("select count(distinct id) from readings"),
+        500
+    );
+    assert_eq!(
+        folder.number("select count(*) from readings where value <= 0 and lsn <= 701"),
         200
     );
 }
 
 #[test]
-fn a_retry_that_is_killed_at_any_moment_doubles_and_loses_nothing() {
-    let bench = Bench::new("");
-    bench.configure(READINGS);
+fn a_retry_that_is_killed_at_any_moment_duplicates_and_loses_nothing() {
+    let folder = TestFolder::new("");
+    folder.configure(READINGS);
     let line =
         |n: i64| format!("{{\"id\":\"r{n}\",\"at\":\"2024-05-01T10:00:00Z\",\"value\":-1}}\n");
     let body: String = (0..400).map(line).collect();
-    let server = start(&bench);
+    let server = start(&folder);
     post(&server, "/api/v1/streams/readings/events", &body);
     server.stop();
-    bench.configure(&READINGS.replace("value > 0", "value > -2"));
-    let mut numbers = Numbers(8);
+    folder.configure(&READINGS.replace("value > 0", "value > -2"));
+    let mut numbers = Lcg(8);
     for _ in 0..12 {
-        let server = start(&bench);
+        let server = start(&folder);
         std::thread::scope(|scope| {
             let retry = || {
                 server.request(
@@ -354,23 +364,26 @@ fn a_retry_that_is_killed_at_any_moment_doubles_and_loses_nothing() {
             server.kill();
         });
     }
-    let rest = bench.ask(&["dead-letters", "retry"])["retried"]
+    let rest = folder.ask(&["dead-letters", "retry"])["retried"]
         .as_u64()
         .expect("a number");
     assert!(rest < 400, "some came back before");
-    assert_eq!(bench.number("select count(*) from readings"), 400);
-    assert_eq!(bench.number("select count(distinct id) from readings"), 400);
+    assert_eq!(folder.number("select count(*) from readings"), 400);
     assert_eq!(
-        bench.number("select count(*) from dead_letters where retried_lsn is not null"),
+        folder.number("select count(distinct id) from readings"),
+        400
+    );
+    assert_eq!(
+        folder.number("select count(*) from dead_letters where retried_lsn is not null"),
         400
     );
 }
 
 #[test]
-fn a_session_closes_in_silence() {
-    let bench = Bench::new("");
-    bench.configure(READINGS);
-    let server = start(&bench);
+fn a_session_closes_while_no_record_arrives() {
+    let folder = TestFolder::new("");
+    folder.configure(READINGS);
+    let server = start(&folder);
     for second in [0, 1] {
         post(
             &server,
@@ -378,14 +391,14 @@ fn a_session_closes_in_silence() {
             &format!("{{\"id\":\"a\",\"at\":\"2024-05-01T10:00:0{second}Z\",\"value\":1}}"),
         );
     }
-    let status = |bench: &Bench| bench.rows("select status, events from readings.sessions");
-    assert_eq!(status(&bench), [json!({"status": "open", "events": 2})]);
+    let status = |folder: &TestFolder| folder.rows("select status, events from readings.sessions");
+    assert_eq!(status(&folder), [json!({"status": "open", "events": 2})]);
     wait_until("time passes without a record", || {
-        status(&bench) == [json!({"status": "closed_timeout", "events": 2})]
+        status(&folder) == [json!({"status": "closed_timeout", "events": 2})]
     });
-    assert!(bench.number("select count(*) from raw where kind = 'tick'") > 0);
+    assert!(folder.number("select count(*) from raw where kind = 'tick'") > 0);
     // Nothing is open any more: no tick is written.
-    let ticks = || bench.number("select count(*) from raw where kind = 'tick'");
+    let ticks = || folder.number("select count(*) from raw where kind = 'tick'");
     let before = ticks();
     post(
         &server,
@@ -423,9 +436,9 @@ fn check_refused_parameters(server: &Server) {
 
 #[test]
 fn the_older_api_answers_as_its_clients_expect() {
-    let bench = Bench::new("");
-    bench.configure("[server]\nhttp = \"127.0.0.1:0\"\n[streams.events]\npreset = \"events\"\n");
-    let server = start(&bench);
+    let folder = TestFolder::new("");
+    folder.configure("[server]\nhttp = \"127.0.0.1:0\"\n[streams.events]\npreset = \"events\"\n");
+    let server = start(&folder);
     let event = |kind: &str, ts: i64, city: &str| {
         format!(
             "{{\"event_type\":\"{kind}\",\"ts\":{ts},\"params\":{{\"city\":\"{city}\",\"n\":{ts}}}}}\n"
@@ -439,10 +452,10 @@ fn the_older_api_answers_as_its_clients_expect() {
     .concat();
     post(&server, "/api/v1/streams/events/events", &body);
     wait_until("they are counted", || {
-        bench.ask(&["count", "--duplicates"])["count"] == 3
+        folder.ask(&["count", "--duplicates"])["count"] == 3
     });
     wait_until("they are found", || {
-        bench.ask(&["search", "event_type:login"])["total"] == 2
+        folder.ask(&["search", "event_type:login"])["total"] == 2
     });
     let get = |path: &str| server.get(&format!("/getsocial/events/{path}"));
     let (status, answer) = get("count/?event_type=login&start_time=1465552100&end_time=1465552100");
@@ -474,10 +487,10 @@ fn the_older_api_answers_as_its_clients_expect() {
         ("params.city:\"new york\"", 1),
         ("params:york", 1),
     ] {
-        assert_eq!(bench.ask(&["search", text])["total"], total, "{text}");
+        assert_eq!(folder.ask(&["search", text])["total"], total, "{text}");
     }
     assert_eq!(
-        bench.rows("select params['city'] as city from events order by lsn limit 1"),
+        folder.rows("select params['city'] as city from events order by lsn limit 1"),
         [json!({"city": "New York"})]
     );
     let (status, answer) = server.get("/api/v1/windows/per_type");
@@ -488,23 +501,23 @@ fn the_older_api_answers_as_its_clients_expect() {
 
 #[test]
 fn sample_records_are_shown_and_compared_without_any_data() {
-    let bench = Bench::new("");
-    bench.configure(HTTP_ONLY);
+    let folder = TestFolder::new("");
+    folder.configure(HTTP_ONLY);
     let record = json!({"rsvp_id": 1, "mtime": 1_465_520_400_000_i64, "response": "yes", "guests": 0, "event": {"event_id": "e"}});
-    bench.write("one.json", record.to_string().as_bytes());
-    bench.write(
+    folder.write("one.json", record.to_string().as_bytes());
+    folder.write(
         "two.json",
         format!("[{record}, {{\"rsvp_id\": 2}}]").as_bytes(),
     );
-    let shown = bench.ask(&["test", &bench.path("two.json").display().to_string()]);
+    let shown = folder.ask(&["test", &folder.path("two.json").display().to_string()]);
     assert_eq!(shown["records"][0]["row"]["event_id"], "e");
     assert_eq!(shown["records"][0]["windows"][0]["window"], "by_country");
     assert_eq!(shown["records"][1]["rejected"], "mtime: missing");
-    bench.write("suite.toml", b"[[test]]\nname = \"a yes\"\nfile = \"one.json\"\nfinal = true\nexpect.windows.totals = [{ answer = \"yes\", n = 1, status = \"final\" }]\n[[test]]\nname = \"a no\"\nfile = \"one.json\"\nexpect.records = [{ row.response = \"no\" }]\n");
-    let output = bench.output(&[
+    folder.write("suite.toml", b"[[test]]\nname = \"a yes\"\nfile = \"one.json\"\nfinal = true\nexpect.windows.totals = [{ answer = \"yes\", n = 1, status = \"final\" }]\n[[test]]\nname = \"a no\"\nfile = \"one.json\"\nexpect.records = [{ row.response = \"no\" }]\n");
+    let output = folder.output(&[
         "test",
         "--suite",
-        &bench.path("suite.toml").display().to_string(),
+        &folder.path("suite.toml").display().to_string(),
     ]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stdout);
@@ -514,5 +527,5 @@ fn sample_records_are_shown_and_compared_without_any_data() {
             && text.contains("records[0].row.response: \"yes\" instead of \"no\""),
         "{text}"
     );
-    assert!(!bench.path("data").exists());
+    assert!(!folder.path("data").exists());
 }

@@ -214,7 +214,7 @@ const RESERVED: [(&str, &[&str]); 3] = [
 ];
 
 #[test]
-fn the_clock_and_the_log_have_one_door_each() {
+fn one_module_reads_the_clock_and_one_appends_to_the_log() {
     for (text, doors) in RESERVED {
         for (file, code) in code() {
             let may = doors.iter().any(|door| file.starts_with(door));
@@ -300,7 +300,7 @@ fn texts_use_the_terms_of_the_field() {
 }
 
 #[test]
-fn vendors_stay_behind_their_fences() {
+fn libraries_are_used_in_their_modules_only() {
     let fences: [(&str, &[&str]); 6] = [
         ("deltalake", &["views/lake/"]),
         ("tantivy", &["views/search/", "query/search/"]),
@@ -326,7 +326,7 @@ fn vendors_stay_behind_their_fences() {
 }
 
 #[test]
-fn no_word_of_a_domain_stands_in_the_program() {
+fn the_program_uses_no_words_of_a_domain() {
     let words = ["rsvp", "meetup", "member_id", "wikipedia", "group_urlname"];
     let mut wrong = Vec::new();
     for (file, text) in code() {

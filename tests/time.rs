@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::Bench;
+use crate::support::TestFolder;
 
 const MINUTE: i64 = 60_000_000;
 const DAY: i64 = 1_440 * MINUTE;
@@ -10,20 +10,20 @@ const DAY: i64 = 1_440 * MINUTE;
 const START: i64 = 1_714_557_600_000_000;
 
 /// A folder with a stream `s` from a file of (time, device), and a window `w` by this call.
-fn bench(records: &[(i64, &str)], window: &str) -> Bench {
-    let bench = Bench::new("");
-    bench.configure(&format!(
+fn with_window(records: &[(i64, &str)], window: &str) -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"at timestamp not null, dev varchar\"\nselect = \"select at as event_time, dev from s\"\n[windows.w]\nsql = \"select window_start, window_end, count(*) as c from {window} group by 1, 2\"\n"
     ));
     let lines = records
         .iter()
         .map(|(at, dev)| json!({"at": weir::event::rfc3339(*at), "dev": dev}).to_string() + "\n");
-    bench.write("s.ndjson", lines.collect::<String>().as_bytes());
-    bench
+    folder.write("s.ndjson", lines.collect::<String>().as_bytes());
+    folder
 }
 
-fn run(bench: &Bench, arguments: &[&str]) {
-    let output = bench.output(&[&["run", "--once"], arguments].concat());
+fn run(folder: &TestFolder, arguments: &[&str]) {
+    let output = folder.output(&[&["run", "--once"], arguments].concat());
     assert!(
         output.status.success(),
         "{}",
@@ -43,17 +43,17 @@ fn bursts_of_a_fast_clock_do_not_make_honest_rows_late() {
             .map(|n| (START + DAY + n * MINUTE, "fast"))
             .collect::<Vec<_>>();
         records.splice(at..at, fast);
-        let bench = bench(&records, "tumble(s, event_time, interval '1 minute')");
-        run(&bench, &["--final"]);
+        let folder = with_window(&records, "tumble(s, event_time, interval '1 minute')");
+        run(&folder, &["--final"]);
         let counted = "select sum(c) from w where window_start < timestamp '2024-05-02 00:00'";
-        assert_eq!(bench.number(counted), 60, "{burst} at {at}");
+        assert_eq!(folder.number(counted), 60, "{burst} at {at}");
         assert_eq!(
-            bench.number("select count(*) from s.late"),
+            folder.number("select count(*) from s.late"),
             0,
             "{burst} at {at}"
         );
         assert_eq!(
-            bench.number("select count(*) from s"),
+            folder.number("select count(*) from s"),
             60 + burst as u64,
             "{burst} at {at}"
         );
@@ -63,7 +63,7 @@ fn bursts_of_a_fast_clock_do_not_make_honest_rows_late() {
 #[test]
 fn a_record_a_day_and_long_pauses_do_not_stop_the_watermark() {
     let days: Vec<_> = (0..20).map(|n| (START + n * DAY, "a")).collect();
-    let sparse = bench(&days, "tumble(s, event_time, interval '1 day')");
+    let sparse = with_window(&days, "tumble(s, event_time, interval '1 day')");
     run(&sparse, &[]);
     // The last three records do not advance the watermark yet, and the day before them is open.
     assert_eq!(
@@ -75,7 +75,7 @@ fn a_record_a_day_and_long_pauses_do_not_stop_the_watermark() {
 
     let after_a_pause = (0..40).map(|n| (START + 3 * DAY + n * MINUTE, "a"));
     let records: Vec<_> = minutes(40).into_iter().chain(after_a_pause).collect();
-    let paused = bench(&records, "tumble(s, event_time, interval '1 minute')");
+    let paused = with_window(&records, "tumble(s, event_time, interval '1 minute')");
     run(&paused, &[]);
     assert_eq!(
         paused.number("select count(*) from w where window_start < timestamp '2024-05-02 00:00' and status = 'final'"),
@@ -90,10 +90,10 @@ fn a_record_a_day_and_long_pauses_do_not_stop_the_watermark() {
 
 #[test]
 fn a_small_file_that_has_ended_has_a_watermark() {
-    let bench = bench(&minutes(5), "tumble(s, event_time, interval '1 minute')");
-    run(&bench, &[]);
+    let folder = with_window(&minutes(5), "tumble(s, event_time, interval '1 minute')");
+    run(&folder, &[]);
     assert_eq!(
-        bench.number("select count(*) from w where status = 'final'"),
+        folder.number("select count(*) from w where status = 'final'"),
         3
     );
 }
@@ -108,16 +108,16 @@ fn over_changes() -> Vec<(i64, &'static str)> {
 
 #[test]
 fn windows_of_local_days_are_those_of_the_calendar() {
-    let bench = bench(
+    let folder = with_window(
         &over_changes(),
         "tumble(s, event_time, interval '1 day', 'Europe/Brussels')",
     );
-    run(&bench, &["--final"]);
-    let windows = bench.rows(
+    run(&folder, &["--final"]);
+    let windows = folder.rows(
         "select window_start at time zone 'Europe/Brussels' as day, date_part('epoch', window_end) - date_part('epoch', window_start) as seconds, c from w order by window_start",
     );
     let local = "date_trunc('day', event_time at time zone 'Europe/Brussels')";
-    let days = bench.rows(&format!(
+    let days = folder.rows(&format!(
         "select {local} as day, count(*) as c from s group by 1 order by 1"
     ));
     assert_eq!(windows.len(), days.len());
@@ -135,8 +135,8 @@ fn windows_of_local_days_are_those_of_the_calendar() {
         );
     }
     // A dry run reports the same window.
-    bench.write("one.json", b"{\"at\":\"2024-03-31T10:00:00Z\"}");
-    let shown = bench.ask(&["test", &bench.path("one.json").display().to_string()]);
+    folder.write("one.json", b"{\"at\":\"2024-03-31T10:00:00Z\"}");
+    let shown = folder.ask(&["test", &folder.path("one.json").display().to_string()]);
     let window = &shown["records"][0]["windows"][0];
     assert_eq!(
         window["window_start"], "2024-03-30T23:00:00.000Z",
@@ -185,7 +185,7 @@ fn an_invalid_zone_is_rejected_with_a_fix() {
             "a multiple of the slide",
         ),
     ] {
-        let output = bench(&[], window).output(&["check"]);
+        let output = with_window(&[], window).output(&["check"]);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{window}: {stderr}");
         assert!(
@@ -200,7 +200,7 @@ fn an_invalid_zone_is_rejected_with_a_fix() {
         "hop(s, event_time, interval '1 day', interval '1 week', 'America/New_York')",
         "hop(s, event_time, interval '1 month', interval '1 year', 'UTC')",
     ] {
-        let output = bench(&[], window).output(&["check"]);
+        let output = with_window(&[], window).output(&["check"]);
         assert!(
             output.status.success(),
             "{window}: {}",
@@ -211,8 +211,8 @@ fn an_invalid_zone_is_rejected_with_a_fix() {
 
 #[test]
 fn local_times_are_shown_without_an_offset_and_others_in_utc() {
-    let bench = bench(&minutes(1), "tumble(s, event_time, interval '1 minute')");
-    run(&bench, &[]);
+    let folder = with_window(&minutes(1), "tumble(s, event_time, interval '1 minute')");
+    run(&folder, &[]);
     let query = "select event_time as t, event_time at time zone 'Asia/Kolkata' as local, timestamp '2024-05-01 12:00' as naive from s";
     let (t, local, naive) = (
         "2024-05-01T10:00:00.000Z",
@@ -220,11 +220,11 @@ fn local_times_are_shown_without_an_offset_and_others_in_utc() {
         "2024-05-01T12:00:00.000",
     );
     assert_eq!(
-        bench.rows(query),
+        folder.rows(query),
         [json!({"t": t, "local": local, "naive": naive})]
     );
     let shown = |format: &str| {
-        let output = bench.output(&["sql", query, "--output", format]);
+        let output = folder.output(&["sql", query, "--output", format]);
         String::from_utf8(output.stdout).expect("text")
     };
     assert_eq!(
@@ -245,27 +245,27 @@ fn local_times_are_shown_without_an_offset_and_others_in_utc() {
 }
 
 /// Ninety rows, one a minute, with lists of two items, of none, and null.
-fn rows_with_tags() -> Bench {
-    let bench = Bench::new("");
-    bench.configure(
+fn rows_with_tags() -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(
         "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"n int not null, at timestamp not null, tags array<varchar>\"\nselect = \"select at as event_time, n, tags from s\"\n",
     );
     let tags = [json!(["a", "b"]), json!([]), Value::Null];
     let record = |n: i64| json!({"n": n, "at": weir::event::rfc3339(START + n * MINUTE), "tags": tags[n as usize % 3]});
-    bench.write(
+    folder.write(
         "s.ndjson",
         (0..90)
             .map(|n| record(n).to_string() + "\n")
             .collect::<String>()
             .as_bytes(),
     );
-    run(&bench, &[]);
-    bench
+    run(&folder, &[]);
+    folder
 }
 
 #[test]
 fn everyday_queries_are_answered() {
-    let bench = rows_with_tags();
+    let folder = rows_with_tags();
     for (query, expected) in [
         (
             "select count(*) as c from s where event_time < '2024-05-01 11:00'",
@@ -328,13 +328,13 @@ fn everyday_queries_are_answered() {
             json!([{"n": 1, "n_3": 1, "n_2": 7}]),
         ),
     ] {
-        assert_eq!(json!(bench.rows(query)), expected, "{query}");
+        assert_eq!(json!(folder.rows(query)), expected, "{query}");
     }
 }
 
 #[test]
 fn unknown_names_in_queries_are_rejected_with_a_suggestion() {
-    let bench = rows_with_tags();
+    let folder = rows_with_tags();
     for (query, message) in [
         (
             "select max_by(n, n) from s",
@@ -350,7 +350,7 @@ fn unknown_names_in_queries_are_rejected_with_a_suggestion() {
             "line 1, column 8: `n` is not a column: nothing is read, `from …` is missing",
         ),
     ] {
-        let output = bench.output(&["sql", query]);
+        let output = folder.output(&["sql", query]);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(
             !output.status.success() && stderr.contains(message),
@@ -361,10 +361,10 @@ fn unknown_names_in_queries_are_rejected_with_a_suggestion() {
 
 #[test]
 fn a_select_without_from_is_rejected_with_a_fix() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let check = |text: &str, message: &str| {
-        bench.configure(text);
-        let output = bench.output(&["check"]);
+        folder.configure(text);
+        let output = folder.output(&["check"]);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(
             output.status.code() == Some(2) && stderr.contains(message),

@@ -3,16 +3,16 @@
 
 use serde_json::json;
 
-use crate::support::Bench;
+use crate::support::TestFolder;
 
 /// A stream `s` of the file `s.ndjson` with the event time `at` and these further fields and columns.
-fn bench(schema: &str, select: &str, keys: &str, lines: &[&str]) -> Bench {
-    let bench = Bench::new("");
-    bench.configure(&format!(
+fn with_stream(schema: &str, select: &str, keys: &str, lines: &[&str]) -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"n int, at timestamp not null, {schema}\"\nselect = \"\"\"select at as event_time, n, {select} from s\"\"\"\n{keys}\n"
     ));
-    bench.write("s.ndjson", (lines.join("\n") + "\n").as_bytes());
-    bench
+    folder.write("s.ndjson", (lines.join("\n") + "\n").as_bytes());
+    folder
 }
 
 fn line(n: usize, rest: &str) -> String {
@@ -31,8 +31,8 @@ fn refs(lines: &[String]) -> Vec<&str> {
     lines.iter().map(String::as_str).collect()
 }
 
-fn reasons(bench: &Bench) -> Vec<String> {
-    let rows = bench.rows("select reason from dead_letters order by lsn");
+fn reasons(folder: &TestFolder) -> Vec<String> {
+    let rows = folder.rows("select reason from dead_letters order by lsn");
     rows.iter()
         .map(|r| r["reason"].as_str().expect("text").to_owned())
         .collect()
@@ -50,9 +50,9 @@ fn doubles_are_nearest_and_text_retains_all_digits() {
     ];
     let pairs = numbers.map(|v| format!("\"x\":{v},\"t\":{v}"));
     let lines = lines(pairs.iter().map(String::as_str));
-    let bench = bench("x double, t varchar", "x, t", "", &refs(&lines));
-    bench.once();
-    let rows = bench.rows("select x, t from s order by n");
+    let folder = with_stream("x double, t varchar", "x, t", "", &refs(&lines));
+    folder.once();
+    let rows = folder.rows("select x, t from s order by n");
     for (row, number) in rows.iter().zip(numbers) {
         assert_eq!(row["t"], number);
         let wanted: f64 = number.parse().expect("a number");
@@ -77,15 +77,15 @@ fn big_integers_are_exact_or_rejected() {
         r#""d":1e400"#,
     ]);
     let search = "search = { text = [\"m.*\"], exact = [\"t\"] }";
-    let bench = bench(
+    let folder = with_stream(
         "b bigint, t varchar, d double, m map(varchar, varchar)",
         "b, t, d, m",
         search,
         &refs(&lines),
     );
-    bench.once();
+    folder.once();
     let rows =
-        bench.rows("select b, t, d, m['wei'] as wei, m['version'] as version from s order by n");
+        folder.rows("select b, t, d, m['wei'] as wei, m['version'] as version from s order by n");
     assert_eq!(
         rows,
         [
@@ -95,7 +95,7 @@ fn big_integers_are_exact_or_rejected() {
             json!({"b": 0, "t": null, "d": 123_456_789_012_345_678_901_234_567_890_f64, "wei": null, "version": null}),
         ]
     );
-    let reasons = reasons(&bench);
+    let reasons = reasons(&folder);
     assert!(
         reasons[0].starts_with("b: a number beyond 64 bits where the schema has bigint; varchar"),
         "{reasons:?}"
@@ -106,10 +106,10 @@ fn big_integers_are_exact_or_rejected() {
         "{reasons:?}"
     );
     assert_eq!(
-        bench.ask(&["search", "m.wei:100000000000000000001"])["total"],
+        folder.ask(&["search", "m.wei:100000000000000000001"])["total"],
         1
     );
-    assert_eq!(bench.ask(&["search", "t:1.10"])["total"], 1);
+    assert_eq!(folder.ask(&["search", "t:1.10"])["total"], 1);
 }
 
 const PAYLOADS: [&str; 8] = [
@@ -128,20 +128,20 @@ fn json_accepts_any_value_and_sql_reads_it() {
     let payloads = lines(PAYLOADS);
     let keys = "require = [\"p is null or p <> '0'\"]\nsearch = { text = [\"p\"] }\nkey = \"userid\"\n[windows.w]\nsql = \"select window_start, window_end, count(*) filter (where p -> 'a' = '3') as threes, max(p ->> 'userid') as userid from tumble(s, event_time, interval '1 day') group by 1, 2\"\n[tables.\"s.latest\"]\nstream = \"s\"\nkey = \"city\"\nselect = \"select p -> 'to' ->> 'city' as city, p -> 'to' as place\"";
     let select = "p, props, p ->> 'userid' as userid, (p -> 'score')::double as score";
-    let bench = bench(
+    let folder = with_stream(
         "p json, props map(varchar, varchar)",
         select,
         keys,
         &refs(&payloads),
     );
-    let output = bench.output(&["run", "--once", "--final"]);
+    let output = folder.output(&["run", "--once", "--final"]);
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert_eq!(reasons(&bench), [""; 0]);
-    let rows = bench.rows("select p from s order by n");
+    assert_eq!(reasons(&folder), [""; 0]);
+    let rows = folder.rows("select p from s order by n");
     let texts: Vec<_> = rows.iter().map(|r| r["p"].as_str()).collect();
     let wanted = [
         Some(r#""text""#),
@@ -154,27 +154,27 @@ fn json_accepts_any_value_and_sql_reads_it() {
         Some("false"),
     ];
     assert_eq!(texts, wanted);
-    let rows = bench.rows("select userid, score, props['ratio'] as ratio, p->'to'->>'city' as city, p->'to' as place, json_length(p) as l, json_get(p, 'score') as any, json_get_int(p, 'userid') + 1 as next from s where p->>'userid' = '1234567'");
+    let rows = folder.rows("select userid, score, props['ratio'] as ratio, p->'to'->>'city' as city, p->'to' as place, json_length(p) as l, json_get(p, 'score') as any, json_get_int(p, 'userid') + 1 as next from s where p->>'userid' = '1234567'");
     assert_eq!(
         rows,
         [
             json!({"userid": "1234567", "score": 1.1, "ratio": "0.50", "city": "Oslo", "place": "{\"city\":\"Oslo\"}", "l": 3, "any": "1.1", "next": 1_234_568})
         ]
     );
-    let rows = bench.rows("select p->0 as first, p->>0 as text, array_transform([1, 2], x -> x + 1) as l, props['address'] ->> 'city' as city, props['trial'] as trial from s where n = 3");
+    let rows = folder.rows("select p->0 as first, p->>0 as text, array_transform([1, 2], x -> x + 1) as l, props['address'] ->> 'city' as city, props['trial'] as trial from s where n = 3");
     assert_eq!(
         rows,
         [json!({"first": "\"a\"", "text": "a", "l": [2, 3], "city": "Oslo", "trial": "true"})]
     );
     assert_eq!(
-        bench.rows("select threes, userid from w"),
+        folder.rows("select threes, userid from w"),
         [json!({"threes": 1, "userid": "1234567"})]
     );
     assert_eq!(
-        bench.rows("select city, place from s.latest"),
+        folder.rows("select city, place from s.latest"),
         [json!({"city": "Oslo", "place": "{\"city\":\"Oslo\"}"})]
     );
-    assert_eq!(bench.ask(&["search", "oslo"])["total"], 1);
+    assert_eq!(folder.ask(&["search", "oslo"])["total"], 1);
 }
 
 #[test]
@@ -209,13 +209,13 @@ fn json_is_not_a_key() {
         (table.to_owned(), "13:"),
     ];
     for (keys, at) in cases {
-        let bench = bench(
+        let folder = with_stream(
             "p json, t varchar, o struct<q json>",
             "p, t, o, o['q'] as inner",
             &keys,
             &[],
         );
-        let output = bench.output(&["check"]);
+        let output = folder.output(&["check"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{keys}: {message}");
         assert!(
@@ -239,14 +239,14 @@ fn half_a_character_becomes_a_replacement_character() {
         .enumerate()
         .map(|(n, rest)| line(n, rest))
         .collect::<Vec<_>>();
-    let bench = bench(
+    let folder = with_stream(
         "msg varchar, p json",
         "msg, p",
         "search = { text = [\"msg\"] }",
         &refs(&lines),
     );
-    bench.once();
-    let rows = bench.rows("select msg from s order by n");
+    folder.once();
+    let rows = folder.rows("select msg from s order by n");
     let found: Vec<_> = rows.iter().filter_map(|r| r["msg"].as_str()).collect();
     assert_eq!(
         found,
@@ -259,10 +259,10 @@ fn half_a_character_becomes_a_replacement_character() {
         ]
     );
     assert_eq!(
-        bench.rows("select p from s where n = 3"),
+        folder.rows("select p from s where n = 3"),
         [json!({"p": "[\"\u{FFFD}\"]"})]
     );
-    assert_eq!(reasons(&bench), [""; 0]);
+    assert_eq!(reasons(&folder), [""; 0]);
 }
 
 const WILD: [&str; 6] = [
@@ -277,7 +277,7 @@ const AHEAD: &str = "watermark = { max_ahead = \"3650000d\" }";
 
 #[test]
 fn implausible_times_are_dead_letters_until_the_range_allows_them() {
-    let wild = bench("v int", "v", AHEAD, &WILD);
+    let wild = with_stream("v int", "v", AHEAD, &WILD);
     wild.once();
     assert_eq!(wild.number("select count(*) from s"), 2);
     let reasons = reasons(&wild);
@@ -320,10 +320,10 @@ fn implausible_times_are_dead_letters_until_the_range_allows_them() {
 #[test]
 fn stored_times_beyond_nanoseconds_do_not_make_queries_fail() {
     let keys = format!("{AHEAD}\ntime_range = [\"0001-01-01\", \"9999-12-31T23:59:59.999Z\"]");
-    let bench = bench("v int", "v", &keys, &WILD);
-    bench.once();
-    assert_eq!(bench.number("select count(*) from s"), 6);
-    let rows = bench.rows("select n, date_trunc('day', event_time) as day, date_bin(interval '1 hour', event_time) as hour, to_char(event_time, '%Y-%m-%d') as text from s where n = 4");
+    let folder = with_stream("v int", "v", &keys, &WILD);
+    folder.once();
+    assert_eq!(folder.number("select count(*) from s"), 6);
+    let rows = folder.rows("select n, date_trunc('day', event_time) as day, date_bin(interval '1 hour', event_time) as hour, to_char(event_time, '%Y-%m-%d') as text from s where n = 4");
     assert_eq!(
         rows,
         [
@@ -338,7 +338,7 @@ fn stored_times_beyond_nanoseconds_do_not_make_queries_fail() {
         "to_local_time(event_time)",
         "to_timestamp(event_time)",
     ] {
-        let rows = bench.rows(&format!(
+        let rows = folder.rows(&format!(
             "select {expression} as x, count(*) as c from s group by 1 order by 1"
         ));
         let counted: u64 = rows.iter().filter_map(|r| r["c"].as_u64()).sum();
@@ -354,7 +354,7 @@ fn stored_times_beyond_nanoseconds_do_not_make_queries_fail() {
         "event_time::timestamp",
         "cast(event_time as timestamp) + interval '1 day'",
     ] {
-        let rows = bench.rows(&format!("select n, {expression} as x from s order by n"));
+        let rows = folder.rows(&format!("select n, {expression} as x from s order by n"));
         assert_eq!(rows.len(), 6, "{expression}");
         assert!(
             rows.iter().all(|r| r["x"].is_string()),
@@ -362,11 +362,12 @@ fn stored_times_beyond_nanoseconds_do_not_make_queries_fail() {
         );
     }
     assert_eq!(
-        bench.number("select count(*) from s where event_time::timestamp < timestamp '2024-05-02'"),
+        folder
+            .number("select count(*) from s where event_time::timestamp < timestamp '2024-05-02'"),
         4
     );
     assert_eq!(
-        bench.number(
+        folder.number(
             "select count(*) from s where date_trunc('day', event_time) = timestamp '2024-05-01'"
         ),
         1
@@ -389,11 +390,11 @@ fn common_texts_of_times_are_read() {
     let lines = lines(times);
     let zone = "time_zone = \"Europe/Berlin\"";
     let schema = "t timestamp, s timestamp(s), ms timestamp(ms), us timestamp(us)";
-    let bench = bench(schema, "t, s, ms, us", zone, &refs(&lines));
-    bench.once();
+    let folder = with_stream(schema, "t, s, ms, us", zone, &refs(&lines));
+    folder.once();
     let at = |time: &str| format!("2024-05-01T{time}Z");
     assert_eq!(
-        bench.rows("select t, s, ms, us from s order by n"),
+        folder.rows("select t, s, ms, us from s order by n"),
         [
             json!({"t": at("10:00:00.000"), "s": at("10:00:00.000"), "ms": at("10:00:00.000"), "us": at("10:00:00.000")}),
             json!({"t": at("08:00:00.000"), "s": at("10:00:00.500"), "ms": null, "us": null}),
@@ -402,7 +403,7 @@ fn common_texts_of_times_are_read() {
             json!({"t": "2024-04-30T22:00:00.000Z", "s": null, "ms": null, "us": null}),
         ]
     );
-    let reasons = reasons(&bench);
+    let reasons = reasons(&folder);
     for (reason, part) in reasons.iter().zip([
         "t: the local time `2024-03-31 02:30:00` does not exist in Europe/Berlin",
         "declare timestamp(s), timestamp(ms) or timestamp(us)",
@@ -412,12 +413,12 @@ fn common_texts_of_times_are_read() {
         assert!(reason.contains(part), "{reason}");
     }
     assert_eq!(reasons.len(), 4);
-    let text = std::fs::read_to_string(bench.path("weir.toml")).expect("a file");
-    bench.write(
+    let text = std::fs::read_to_string(folder.path("weir.toml")).expect("a file");
+    folder.write(
         "weir.toml",
         text.replace("Europe/Berlin", "Berlin").as_bytes(),
     );
-    let message = String::from_utf8_lossy(&bench.output(&["check"]).stderr).into_owned();
+    let message = String::from_utf8_lossy(&folder.output(&["check"]).stderr).into_owned();
     assert!(
         message.contains("the time zone `Berlin` does not exist"),
         "{message}"
@@ -435,13 +436,13 @@ fn infinities_and_nan_are_values_and_null_in_json() {
         r#""t":"-inf","g":"m""#,
     ]);
     let window = "[windows.w]\nsql = \"select window_start, window_end, g, max(t) as hi, min(t) as lo from tumble(s, event_time, interval '1 day') group by 1, 2, 3\"";
-    let bench = bench(
+    let folder = with_stream(
         "t varchar, g varchar",
         "g, try_cast(t as double) as t",
         window,
         &refs(&lines),
     );
-    let output = bench.output(&["run", "--once", "--final"]);
+    let output = folder.output(&["run", "--once", "--final"]);
     assert!(
         output.status.success(),
         "{}",
@@ -451,7 +452,7 @@ fn infinities_and_nan_are_values_and_null_in_json() {
         "(select g, max(t) as hi, min(t) as lo from s group by g)",
         "w",
     ] {
-        let rows = bench.rows(&format!(
+        let rows = folder.rows(&format!(
             "select g, hi::varchar as hi, lo::varchar as lo, hi as number from {from} order by g"
         ));
         let text =
@@ -488,17 +489,17 @@ fn times_of_several_formats_are_read_in_one_select() {
     ];
     let select =
         "coalesce(to_timestamp(t, '%+', '%Y/%m/%d %H:%M:%S %z'), to_timestamp(t)) as event_time, n";
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let source =
         "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
     let stream = format!(
         "[streams.s]\nschema = \"n bigint not null, t varchar not null\"\nselect = \"select {select} from s\"\n"
     );
-    bench.configure(&format!("{source}{stream}"));
-    bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
-    bench.once();
-    assert_eq!(reasons(&bench), Vec::<String>::new());
-    let times: Vec<_> = bench
+    folder.configure(&format!("{source}{stream}"));
+    folder.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
+    folder.once();
+    assert_eq!(reasons(&folder), Vec::<String>::new());
+    let times: Vec<_> = folder
         .rows("select event_time from s order by n")
         .iter()
         .map(|r| r["event_time"].clone())

@@ -14,7 +14,7 @@ use weir::views::places::{NearbyVenue, Places, PlacesView};
 use weir::views::{LogIdentity, View};
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
-use crate::support::{Bench, Numbers, ndjson, records};
+use crate::support::{Lcg, TestFolder, ndjson, records};
 
 const ROWS: u64 = 7;
 
@@ -153,8 +153,8 @@ fn distance_m(a: (f64, f64), b: (f64, f64)) -> f64 {
 
 #[test]
 fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_line() {
-    let bench = Bench::new("");
-    let mut numbers = Numbers(17);
+    let folder = TestFolder::new("");
+    let mut numbers = Lcg(17);
     let mut degrees =
         |limit: u64| numbers.below(2_000_001) as f64 / 1_000_000.0 * limit as f64 - limit as f64;
     let mut all = records(600, 14);
@@ -169,8 +169,8 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
         record["venue"] = json!({"venue_id": n, "venue_name": "V", "lat": place.0, "lon": place.1});
         places.push((n as i64, place));
     }
-    bench.write("in.ndjson", &ndjson(&all));
-    bench.once();
+    folder.write("in.ndjson", &ndjson(&all));
+    folder.once();
     for at in [
         (90.0, 0.0),
         (-90.0, 77.0),
@@ -185,7 +185,7 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
             .map(|(_, place)| distance_m(at, *place))
             .collect();
         want.sort_by(f64::total_cmp);
-        let answer = bench.ask(&[
+        let answer = folder.ask(&[
             "nearby",
             &format!("--lat={}", at.0),
             &format!("--lon={}", at.1),
@@ -214,7 +214,7 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
         ];
         let inside = want.iter().filter(|d| **d <= want[20] + 0.5).count();
         assert_eq!(
-            bench.ask(&near)["venues"].as_array().map(Vec::len),
+            folder.ask(&near)["venues"].as_array().map(Vec::len),
             Some(inside),
             "{at:?} within {within}"
         );
@@ -233,7 +233,7 @@ const CALLS: &str = include_str!("../testdata/calls.toml");
 const CALLS_START: i64 = 1_465_520_400_000_000;
 
 /// Times and groups over forty days: a record about every quarter of an hour, some days late.
-fn calls(numbers: &mut Numbers) -> Vec<(i64, String)> {
+fn calls(numbers: &mut Lcg) -> Vec<(i64, String)> {
     (0..4_000)
         .map(|n| {
             let is_late = numbers.below(9) == 0;
@@ -266,7 +266,7 @@ fn recount(accepted: &[&(i64, String)], range: std::ops::Range<i64>) -> GroupCou
 
 #[test]
 fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
-    let mut numbers = Numbers(5);
+    let mut numbers = Lcg(5);
     let events = calls(&mut numbers);
     let texts: Vec<String> = events
         .iter()
@@ -309,7 +309,7 @@ fn counts_within_little_memory_are_those_of_a_recount_over_any_range() {
         }
         let floor = rows.retention_floor.unwrap_or(i64::MIN / 2);
         for _ in 0..3 {
-            let at = |numbers: &mut Numbers| {
+            let at = |numbers: &mut Lcg| {
                 CALLS_START + (numbers.below(46 * 86_400) as i64 - 3 * 86_400) * 1_000_000
             };
             let (a, b) = (at(&mut numbers), at(&mut numbers));
@@ -348,7 +348,7 @@ type Map = (
 );
 
 /// Records, and a recount after every fiftieth.
-fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
+fn shows(numbers: &mut Lcg) -> (Vec<String>, Vec<Map>) {
     let start = 1_465_520_400_000;
     let (mut known, mut shows): Map = Default::default();
     let mut came = 0;
@@ -395,8 +395,8 @@ fn shows(numbers: &mut Numbers) -> (Vec<String>, Vec<Map>) {
 }
 
 #[test]
-fn beyond_the_most_venues_those_leave_that_nobody_named_for_longest() {
-    let mut numbers = Numbers(11);
+fn above_max_venues_those_seen_longest_ago_are_evicted() {
+    let mut numbers = Lcg(11);
     let (texts, states) = shows(&mut numbers);
     let (stream, outputs) = outputs(SHOWS, "shows", &texts);
     let folder = tempfile::tempdir().expect("a folder");

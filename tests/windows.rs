@@ -10,7 +10,7 @@ use weir::query::sql::to_ndjson;
 use weir::schema::Catalog;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
-use crate::support::{Bench, Numbers};
+use crate::support::{Lcg, TestFolder};
 
 const SECOND: i64 = 1_000;
 const DISORDER: i64 = 5 * SECOND;
@@ -30,7 +30,7 @@ const START: i64 = 1_465_520_400_000;
 
 /// Two partitions that go forward, with disorder, lateness and gaps without a record.
 fn generate(count: usize, seed: u64) -> Vec<TestEvent> {
-    let mut numbers = Numbers(seed);
+    let mut numbers = Lcg(seed);
     let mut now = START;
     (0..count)
         .map(|_| {
@@ -124,7 +124,7 @@ fn run(
     largest: u64,
     is_final: bool,
 ) -> Tables {
-    let mut numbers = Numbers(seed);
+    let mut numbers = Lcg(seed);
     let mut operators = Operators::new(catalog.clone(), 0);
     let mut tables = Tables::new();
     let mut at = 0;
@@ -290,7 +290,7 @@ fn local_brute_force(
 /// A record every hour over ten days, now and then days late; not among the first, which
 /// initialise a partition's watermark.
 fn generate_over_days(from: i64, seed: u64) -> Vec<TestEvent> {
-    let mut numbers = Numbers(seed);
+    let mut numbers = Lcg(seed);
     let mut now = from + 4 * 86_400 * SECOND;
     (0..200)
         .map(|n| {
@@ -396,7 +396,7 @@ fn windows_of_local_time_are_those_of_brute_force() {
 }
 
 #[test]
-fn other_zone_data_begins_the_windows_of_zones_again() {
+fn changed_time_zone_data_restarts_the_windows_of_zones() {
     let text = ["'Europe/Berlin'", "'UTC'"].iter().zip(["zoned", "other"]).map(|(zone, name)| {
         let zone = if name == "zoned" { format!(", {zone}") } else { String::new() };
         format!("[windows.{name}]\nsql = \"select window_start, window_end, count(*) as n from tumble(ev, event_time, interval '1 day'{zone}) group by 1, 2\"\n")
@@ -497,7 +497,7 @@ fn tumbling_counts_are_those_of_brute_force() {
 }
 
 #[test]
-fn amended_slides_are_those_of_brute_force() {
+fn updated_slides_are_those_of_brute_force() {
     let starts: Vec<i64> = (-40..500).map(|n| START + n * 5 * SECOND).collect();
     for (having, least, most) in [
         ("", 0, u64::MAX),
@@ -587,7 +587,7 @@ fn a_sliding_top_is_stored_when_it_changes() {
 }
 
 #[test]
-fn every_kind_of_aggregate_runs_in_parts() {
+fn every_kind_of_aggregate_is_that_of_brute_force() {
     let catalog = catalog(
         "[windows.w]\nsql = \"\"\"select window_start, window_end, k, count(*) as n, sum(v) as s, avg(x) as a, min(v) as low, max(v) as high,
          count(distinct v) as d, approx_distinct(v) as attributes, array_agg(v order by v, t) as all_v, sum(v) filter (where v > 5) as big,
@@ -716,7 +716,7 @@ fn a_window_over_a_window_takes_every_final_row_once() {
 }
 
 #[test]
-fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
+fn open_windows_are_rows_and_a_full_state_closes_the_oldest() {
     let open = catalog(
         "[windows.w]\nsql = \"select window_start, window_end, k, count(*) as n from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n",
     );
@@ -773,7 +773,7 @@ fn open_windows_are_rows_too_and_a_full_state_closes_the_oldest() {
 }
 
 #[test]
-fn what_a_window_holds_is_bounded_whatever_its_kind_and_its_values() {
+fn the_state_of_every_kind_of_window_is_bounded_for_any_values() {
     let tumble = "tumble(ev, event_time, interval '10 seconds')";
     let hop = "hop(ev, event_time, interval '2 seconds', interval '20 seconds')";
     let session = "session(ev, event_time, interval '30 seconds', k)";
@@ -813,9 +813,9 @@ fn visit(inst: &str, action: &str, at: i64) -> String {
 }
 
 #[test]
-fn sessions_open_and_close_as_their_five_cases_say() {
-    let bench = Bench::new("");
-    bench.configure(&format!(
+fn sessions_open_and_close_in_their_five_cases() {
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"visits\"\n{VISITS}"
     ));
     let cases = [
@@ -829,10 +829,10 @@ fn sessions_open_and_close_as_their_five_cases_say() {
         .iter()
         .map(|(inst, action, at)| visit(inst, action, *at))
         .collect();
-    bench.write("in.ndjson", text.as_bytes());
-    bench.once();
-    let sessions = |bench: &Bench| {
-        bench.rows("select key, status, events, duration_s, first, last from visits.sessions order by started")
+    folder.write("in.ndjson", text.as_bytes());
+    folder.once();
+    let sessions = |folder: &TestFolder| {
+        folder.rows("select key, status, events, duration_s, first, last from visits.sessions order by started")
     };
     let row = |key: &str, status: &str, events: u64, seconds: f64, first: &str, last: &str| json!({"key": key, "status": status, "events": events, "duration_s": seconds, "first": first, "last": last});
     let mut want = vec![
@@ -848,18 +848,18 @@ fn sessions_open_and_close_as_their_five_cases_say() {
         row("B", "open", 1, 0.0, "prostarted", "prostarted"),
         row("A", "open", 1, 0.0, "proedit", "proedit"),
     ];
-    assert_eq!(sessions(&bench), want);
+    assert_eq!(sessions(&folder), want);
     // Each event names its session, and no two sessions have one name.
     let events =
-        bench.rows("select session_id, count(*) as n from visits group by 1 order by 2 desc");
+        folder.rows("select session_id, count(*) as n from visits group by 1 order by 2 desc");
     assert_eq!(
         events.iter().map(|e| e["n"].as_u64()).collect::<Vec<_>>(),
         [Some(2), Some(1), Some(1), Some(1)]
     );
     // A second run resumes where the first one stopped; its end closes everything.
     let more = format!("{text}{}", visit("A", "proedit", 1_486_262_494));
-    bench.write("in.ndjson", more.as_bytes());
-    let output = bench.output(&["run", "--once", "--final"]);
+    folder.write("in.ndjson", more.as_bytes());
+    let output = folder.output(&["run", "--once", "--final"]);
     assert!(
         output.status.success(),
         "{}",
@@ -868,11 +868,11 @@ fn sessions_open_and_close_as_their_five_cases_say() {
     want[2] = row("B", "closed_timeout", 1, 0.0, "prostarted", "prostarted");
     // Exactly 1,800 seconds later is not later than the gap.
     want[3] = row("A", "closed_timeout", 2, 1_800.0, "proedit", "proedit");
-    assert_eq!(sessions(&bench), want);
+    assert_eq!(sessions(&folder), want);
 }
 
 #[test]
-fn sessions_are_those_of_their_definition_however_cut() {
+fn sessions_are_those_of_their_definition_for_any_split_into_frames() {
     let text = "session = { key = \"k\", gap = \"4s\", opens = \"v > 35\", track = \"k\" }\n";
     let catalog = catalog(text);
     for seed in 0..3 {
@@ -901,7 +901,7 @@ fn sessions_are_those_of_their_definition_however_cut() {
 }
 
 #[test]
-fn more_sessions_than_may_be_open_close_the_one_silent_for_longest() {
+fn above_max_open_the_session_idle_for_longest_is_closed() {
     let catalog = catalog("session = { key = \"t\", gap = \"1h\", max_open = 20 }\n");
     let records = generate(400, 900);
     let tables = check_any_split(&catalog, &records, true);
@@ -927,10 +927,10 @@ fn more_sessions_than_may_be_open_close_the_one_silent_for_longest() {
 }
 
 #[test]
-fn long_keys_of_sessions_are_kept_short_and_apart() {
+fn long_keys_of_sessions_are_shortened_and_stay_distinct() {
     let text = "[streams.long]\nschema = \"k varchar, t bigint not null\"\nselect = \"select to_timestamp_millis(t) as event_time, k, t from long\"\nsession = { key = \"k\", gap = \"1h\", track = \"k\" }\n";
-    let bench = Bench::new("");
-    bench.configure(&format!(
+    let folder = TestFolder::new("");
+    folder.configure(&format!(
         "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"long\"\n{text}"
     ));
     let long = "é".repeat(40_000);
@@ -940,9 +940,9 @@ fn long_keys_of_sessions_are_kept_short_and_apart() {
         .iter()
         .map(|(end, n)| record(end, *n))
         .collect();
-    bench.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
-    bench.once();
-    let rows = bench
+    folder.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
+    folder.once();
+    let rows = folder
         .rows("select events, length(key) as l, session_id from long.sessions order by events");
     assert_eq!(
         rows.iter()
@@ -956,7 +956,7 @@ fn long_keys_of_sessions_are_kept_short_and_apart() {
         "{rows:?}"
     );
     let joined = "select count(*) from long l join long.sessions s on l.session_id = s.session_id";
-    assert_eq!(bench.number(joined), 3);
+    assert_eq!(folder.number(joined), 3);
 }
 
 /// Key, start, end, events, status of every session, by their definition, word for word.
@@ -1014,7 +1014,7 @@ fn definition(records: &[TestEvent]) -> Vec<(String, i64, i64, u64, String)> {
 }
 
 #[test]
-fn a_row_without_a_value_stops_nothing_and_is_counted() {
+fn a_row_whose_expression_fails_is_left_out_of_its_window() {
     for select in ["count(10 / v) as n", "sum(10 / v) as n"] {
         let catalog = catalog(&format!(
             "[windows.w]\nsql = \"select window_start, window_end, k, {select} from tumble(ev, event_time, interval '10 seconds') group by 1, 2, 3\"\n"

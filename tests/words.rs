@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::Bench;
+use crate::support::TestFolder;
 
 const STREAM: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n\
     [streams.s]\nschema = \"n int not null, msg varchar, level varchar, lat double, lon double\"\n\
@@ -12,21 +12,21 @@ const STREAM: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"s\
     places = { venue = \"n\", name = \"msg\", lat = \"lat\", lon = \"lon\", event = \"n\", date = \"event_time\" }\n";
 
 /// A stopped folder with these texts, numbered from 0.
-fn bench(texts: &[&str]) -> Bench {
-    let bench = Bench::new("");
-    bench.configure(&STREAM.replace("n int", "n bigint"));
+fn indexed(texts: &[&str]) -> TestFolder {
+    let folder = TestFolder::new("");
+    folder.configure(&STREAM.replace("n int", "n bigint"));
     let lines = texts
         .iter()
         .enumerate()
         .map(|(n, msg)| json!({"n": n, "msg": msg, "level": "error"}).to_string() + "\n");
-    bench.write("s.ndjson", lines.collect::<String>().as_bytes());
-    bench.once();
-    bench
+    folder.write("s.ndjson", lines.collect::<String>().as_bytes());
+    folder.once();
+    folder
 }
 
-/// Numbers of the texts that a query finds.
-fn found(bench: &Bench, query: &str) -> Vec<u64> {
-    let answer = bench.ask(&["search", query, "--limit", "100"]);
+/// Lcg of the texts that a query finds.
+fn found(folder: &TestFolder, query: &str) -> Vec<u64> {
+    let answer = folder.ask(&["search", query, "--limit", "100"]);
     let hits = answer["hits"].as_array().expect("hits").iter();
     let mut found: Vec<u64> = hits
         .map(|hit| hit["event"]["n"].as_u64().expect("a number"))
@@ -37,7 +37,7 @@ fn found(bench: &Bench, query: &str) -> Vec<u64> {
 
 #[test]
 fn words_of_any_script_are_found_exactly() {
-    let bench = bench(&[
+    let folder = indexed(&[
         "我有一只猫",
         "東京都に住んでいます",
         "ｶﾞﾝﾀﾞﾑ ガンダム",
@@ -76,13 +76,13 @@ fn words_of_any_script_are_found_exactly() {
         ("💻", &[7]),
         ("مَرْحَبا", &[9]),
     ] {
-        assert_eq!(found(&bench, query), expected, "{query}");
+        assert_eq!(found(&folder, query), expected, "{query}");
     }
 }
 
 #[test]
 fn any_pasted_text_is_a_query() {
-    let bench = bench(&[
+    let folder = indexed(&[
         "He said \"hello: world\" AND left",
         "level: error in msg 5\" disk",
     ]);
@@ -97,20 +97,20 @@ fn any_pasted_text_is_a_query() {
         ("5\" disk", &[1]),
         ("[{\"said\": (hello]", &[0]),
     ] {
-        assert_eq!(found(&bench, query), expected, "{query}");
+        assert_eq!(found(&folder, query), expected, "{query}");
     }
 }
 
 #[test]
 fn highlights_mark_the_words_of_the_query() {
-    let bench = bench(&["我有一只猫", "สวัสดีชาวโลก", "party 🎉 time"]);
+    let folder = indexed(&["我有一只猫", "สวัสดีชาวโลก", "party 🎉 time"]);
     for (query, expected) in [
         ("猫", "我有一只<b>猫</b>"),
         ("一只猫", "我有<b>一只猫</b>"),
         ("ชาวโลก", "สวัสดี<b>ชาวโลก</b>"),
         ("🎉", "party <b>🎉</b> time"),
     ] {
-        let answer = bench.ask(&["search", query]);
+        let answer = folder.ask(&["search", query]);
         assert_eq!(answer["hits"][0]["highlights"]["msg"], expected, "{query}");
     }
 }
@@ -126,33 +126,33 @@ fn an_index_of_other_rules_or_an_older_format_is_rejected_with_a_fix_that_works(
             "older search format 3",
         ),
     ] {
-        let bench = bench(&["a word"]);
-        let meta = bench.path("data/search/s/000000/meta.json");
+        let folder = indexed(&["a word"]);
+        let meta = folder.path("data/search/s/000000/meta.json");
         let text = std::fs::read_to_string(&meta).expect("an index");
         assert!(text.contains(&now), "{text}");
         std::fs::write(&meta, text.replace(&now, &before)).expect("writable");
-        let output = bench.output(&["search", "word"]);
+        let output = folder.output(&["search", "word"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(65), "{message}");
         assert!(
             message.contains(named) && message.contains("`weir rebuild search --stream s`"),
             "{message}"
         );
-        assert_eq!(bench.output(&["run", "--once"]).status.code(), Some(65));
+        assert_eq!(folder.output(&["run", "--once"]).status.code(), Some(65));
         // The fix that the message names.
-        let output = bench.output(&["rebuild", "search", "--stream", "s"]);
+        let output = folder.output(&["rebuild", "search", "--stream", "s"]);
         assert!(
             output.status.success(),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        assert_eq!(found(&bench, "word"), [0]);
+        assert_eq!(found(&folder, "word"), [0]);
     }
 }
 
 #[test]
 fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automatically() {
-    let bench = Bench::new("");
+    let folder = TestFolder::new("");
     let stream = |name: &str| {
         STREAM
             .replace("n int", "n bigint")
@@ -176,14 +176,14 @@ fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automaticall
         .map(|name| source(name))
         .chain(all.iter().map(|name| stream_only(name)))
         .collect::<String>();
-    bench.configure(&format!("[server]\nhttp = \"127.0.0.1:0\"\n{config}"));
+    folder.configure(&format!("[server]\nhttp = \"127.0.0.1:0\"\n{config}"));
     let line = json!({"n": 1, "msg": "a word", "level": "error"}).to_string() + "\n";
-    bench.write("a.ndjson", line.as_bytes());
-    bench.write("b.ndjson", line.as_bytes());
-    bench.write("c.ndjson", b"");
-    bench.once();
+    folder.write("a.ndjson", line.as_bytes());
+    folder.write("b.ndjson", line.as_bytes());
+    folder.write("c.ndjson", b"");
+    folder.once();
     for name in all {
-        let meta = bench.path(&format!("data/search/{name}/000000/meta.json"));
+        let meta = folder.path(&format!("data/search/{name}/000000/meta.json"));
         let text = std::fs::read_to_string(&meta).expect("an index");
         let older = text.replace("\\\"version\\\":4", "\\\"version\\\":3");
         let mut older: serde_json::Value = serde_json::from_str(&older).expect("JSON");
@@ -194,24 +194,24 @@ fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automaticall
         std::fs::write(&meta, older.to_string()).expect("writable");
     }
     // The first is installed, but the folder cannot be opened before the other is rebuilt, too.
-    let output = bench.output(&["rebuild", "search", "--stream", "a"]);
+    let output = folder.output(&["rebuild", "search", "--stream", "a"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(65), "{message}");
     assert!(
         message.contains("`weir rebuild search --stream b`"),
         "{message}"
     );
-    let output = bench.output(&["rebuild", "search", "--stream", "b"]);
+    let output = folder.output(&["rebuild", "search", "--stream", "b"]);
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    bench.write("c.ndjson", line.as_bytes());
-    bench.once();
+    folder.write("c.ndjson", line.as_bytes());
+    folder.once();
     for name in all {
         assert_eq!(
-            bench.ask(&["search", "word", "--stream", name])["total"],
+            folder.ask(&["search", "word", "--stream", name])["total"],
             1,
             "{name}"
         );
@@ -221,60 +221,60 @@ fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automaticall
 #[test]
 fn a_wrong_number_of_documents_is_damage_with_a_fix() {
     let texts: Vec<String> = (0..400).map(|n| format!("word {n}")).collect();
-    let bench = bench(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let folder = indexed(&texts.iter().map(String::as_str).collect::<Vec<_>>());
     for number in [1, 144, 401, 480, 4_496] {
-        let meta = bench.path("data/search/s/000000/meta.json");
+        let meta = folder.path("data/search/s/000000/meta.json");
         let text = std::fs::read_to_string(&meta).expect("an index");
         let other = text
             .replace("\"max_doc\":400", &format!("\"max_doc\":{number}"))
             .replace("\"max_doc\": 400", &format!("\"max_doc\": {number}"));
         assert_ne!(other, text);
         std::fs::write(&meta, other).expect("writable");
-        let output = bench.output(&["search", "word"]);
+        let output = folder.output(&["search", "word"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(65), "{number}: {message}");
         assert!(
             message.contains("`weir rebuild search --stream s`"),
             "{message}"
         );
-        let output = bench.output(&["rebuild", "search", "--stream", "s"]);
+        let output = folder.output(&["rebuild", "search", "--stream", "s"]);
         assert!(
             output.status.success(),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        assert_eq!(found(&bench, "word").len(), 100);
+        assert_eq!(found(&folder, "word").len(), 100);
     }
 }
 
 #[test]
 fn hits_show_rebuilt_rows_and_later_columns() {
-    let bench = bench(&["a word", "another word"]);
-    let hits = |bench: &Bench| {
-        let answer = bench.ask(&["search", "word"]);
+    let folder = indexed(&["a word", "another word"]);
+    let hits = |folder: &TestFolder| {
+        let answer = folder.ask(&["search", "word"]);
         let hits: Vec<_> = answer["hits"]
             .as_array()
             .expect("hits")
             .iter()
             .map(|hit| hit["event"].clone())
             .collect();
-        assert_eq!(hits, bench.rows("select * from s order by lsn desc"));
+        assert_eq!(hits, folder.rows("select * from s order by lsn desc"));
         hits
     };
-    hits(&bench);
+    hits(&folder);
     let stream = STREAM.replace("n int", "n bigint");
     let changed = stream.replace("lat, lon from s", "upper(msg) as loud, lat, lon from s");
-    bench.configure(&changed);
-    bench.once();
-    assert_eq!(hits(&bench)[0]["loud"], json!(null));
-    bench.configure(&changed.replace("n, msg", "n, msg || '!' as msg"));
-    let output = bench.output(&["rebuild", "s"]);
+    folder.configure(&changed);
+    folder.once();
+    assert_eq!(hits(&folder)[0]["loud"], json!(null));
+    folder.configure(&changed.replace("n, msg", "n, msg || '!' as msg"));
+    let output = folder.output(&["rebuild", "s"]);
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let first = &hits(&bench)[0];
+    let first = &hits(&folder)[0];
     assert_eq!(
         (&first["loud"], &first["msg"]),
         (&json!("ANOTHER WORD"), &json!("another word!"))
@@ -283,8 +283,8 @@ fn hits_show_rebuilt_rows_and_later_columns() {
 
 #[test]
 fn search_and_nearby_agree_on_invalid_coordinates() {
-    let bench = Bench::new("");
-    bench.configure(&STREAM.replace("n int", "n bigint"));
+    let folder = TestFolder::new("");
+    folder.configure(&STREAM.replace("n int", "n bigint"));
     let places = [
         (10.0, 20.0),
         (10.0, 380.0),
@@ -297,11 +297,11 @@ fn search_and_nearby_agree_on_invalid_coordinates() {
     let lines = places.iter().enumerate().map(|(n, (lat, lon))| {
         json!({"n": n, "msg": "here", "level": "x", "lat": lat, "lon": lon}).to_string() + "\n"
     });
-    bench.write("s.ndjson", lines.collect::<String>().as_bytes());
-    bench.once();
+    folder.write("s.ndjson", lines.collect::<String>().as_bytes());
+    folder.once();
     let by_search = |near: &str, within: &str| {
         let near = format!("--near={near}");
-        let answer = bench.ask(&["search", "here", &near, "--within", within]);
+        let answer = folder.ask(&["search", "here", &near, "--within", within]);
         let mut found: Vec<u64> = answer["hits"]
             .as_array()
             .expect("hits")
@@ -313,7 +313,7 @@ fn search_and_nearby_agree_on_invalid_coordinates() {
     };
     let by_places = |lat: &str, lon: &str, within: &str| {
         let (lat, lon) = (format!("--lat={lat}"), format!("--lon={lon}"));
-        let answer = bench.ask(&["nearby", &lat, &lon, "--within", within]);
+        let answer = folder.ask(&["nearby", &lat, &lon, "--within", within]);
         let mut found: Vec<u64> = answer["venues"]
             .as_array()
             .expect("venues")
@@ -332,8 +332,8 @@ fn search_and_nearby_agree_on_invalid_coordinates() {
     for [lat, lon] in [["0", "0"], ["91", "1"], ["1", "181"], ["NaN", "1"]] {
         let near = format!("--near={lat},{lon}");
         let outputs = [
-            bench.output(&["nearby", &format!("--lat={lat}"), &format!("--lon={lon}")]),
-            bench.output(&["search", "here", &near, "--within", "1km"]),
+            folder.output(&["nearby", &format!("--lat={lat}"), &format!("--lon={lon}")]),
+            folder.output(&["search", "here", &near, "--within", "1km"]),
         ];
         for output in outputs {
             assert_eq!(output.status.code(), Some(2), "{lat},{lon}");
