@@ -4,12 +4,17 @@
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{TestFolder, ndjson, records, wait_until};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, wait_until};
 
 fn with_limits(limits: &str) -> TestFolder {
     let folder = TestFolder::new("");
     folder.configure(&format!(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\n{limits}\n[streams.rsvps]\npreset = \"rsvps\"\n[streams.events]\npreset = \"events\"\n"
+        r#"{HTTP_ONLY}
+[streams.events]
+preset = "events"
+[limits]
+{limits}
+"#
     ));
     folder
 }
@@ -50,7 +55,10 @@ fn names(answer: &(u16, Value), limit: &str) -> bool {
 }
 
 /// Limits that answers of these tests exceed.
-const LIMITS: &str = "sql_result = \"80KiB\"\nsql_rows = 250";
+const LIMITS: &str = r#"
+sql_result = "80KiB"
+sql_rows = 250
+"#;
 
 /// A query whose column names make its JSON larger than its values do.
 fn long_names() -> String {
@@ -154,7 +162,7 @@ fn an_answer_over_its_limit_names_it_for_every_verb() {
 
 #[test]
 fn a_long_result_is_complete_in_every_format() {
-    let folder = with_limits("sql_result = \"16MiB\"");
+    let folder = with_limits(r#"sql_result = "16MiB""#);
     let server = start(&folder);
     fill(&server);
     let query = "select lsn, rsvp_id, topics, response from rsvps order by lsn";
@@ -216,7 +224,7 @@ fn a_long_result_is_complete_in_every_format() {
 
 #[test]
 fn a_long_answer_is_complete_on_every_route() {
-    let folder = with_limits("sql_result = \"16MiB\"");
+    let folder = with_limits(r#"sql_result = "16MiB""#);
     let server = start(&folder);
     fill(&server);
     let windows = server.get("/api/v1/windows/by_country?limit=100000").1;

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::server::{Server, start};
 use crate::support::{TestFolder, ndjson, records, wait_until};
 
-const FEW: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nconnections = 8\nmemory = \"512MiB\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+const FEW_CONNECTIONS: &str = include_str!("../testdata/few_connections.toml");
 
 fn few_connections() -> TestFolder {
     let folder = TestFolder::new("");
-    folder.configure(FEW);
+    folder.configure(FEW_CONNECTIONS);
     folder
 }
 
@@ -179,7 +179,7 @@ fn a_backup_over_http_is_written_below_the_configured_folder() {
         "{answer}"
     );
     server.stop();
-    folder.configure(&FEW.replacen("[server]", "[server]\nbackups = \"backups\"", 1));
+    folder.configure(&FEW_CONNECTIONS.replace("[server]", "[server]\nbackups = 'backups'"));
     std::fs::create_dir(folder.path("backups")).expect("a folder");
     std::os::unix::fs::symlink(folder.path(""), folder.path("backups/out")).expect("a link");
     let server = start(&folder);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::server::Server;
-use crate::support::{TestFolder, ndjson, records, wait_until};
+use crate::support::{FILE_ONLY, FREE_PORT, TestFolder, ndjson, records, wait_until};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -21,7 +21,8 @@ fn with_source(path: &str) -> TestFolder {
         std::fs::create_dir_all(folder.path(subfolder)).expect("a folder");
     }
     folder.configure(&format!(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"{path}\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
+        "{FREE_PORT}{}",
+        FILE_ONLY.replace("in.ndjson", path)
     ));
     folder
 }

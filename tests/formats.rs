@@ -8,14 +8,13 @@ use serde_json::json;
 
 use crate::support::{TestFolder, wait_until};
 
-/// A stream of numbers from `path`.
+const NUMBERS: &str = include_str!("../testdata/numbers.toml");
+
+/// A stream of numbers from `path`, with `more` keys of its source.
 fn numbers(path: &str, more: &str) -> TestFolder {
     let folder = TestFolder::new("");
-    folder.configure(&format!(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nrecord = \"4KiB\"\ndead_letter = \"1KiB\"\n\
-         [[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"{path}\"\n{more}\n\
-         [streams.a]\nschema = \"n bigint not null, at timestamp not null\"\nselect = \"select at as event_time, n from a\"\n"
-    ));
+    let path = format!("path = \"{path}\"");
+    folder.configure(&(NUMBERS.replace("path = \"in\"", &path) + more));
     folder
 }
 
@@ -142,7 +141,7 @@ fn a_damaged_record_is_one_dead_letter() {
 
 #[test]
 fn elements_of_a_member_are_records_and_reading_resumes_among_them() {
-    let folder = numbers("in.json", "unwrap = \"Records\"");
+    let folder = numbers("in.json", "unwrap = 'Records'");
     let elements = |range: std::ops::Range<usize>| range.map(record).collect::<Vec<_>>().join(", ");
     let text = format!(
         "{{\"source\":{{\"x\":[1]}},\"Records\":[{}],\"count\":3000}}\n",
@@ -269,7 +268,7 @@ fn standard_input_that_was_not_read_to_its_end_leaves_a_gap() {
 
 #[test]
 fn a_sample_is_read_as_the_source_would() {
-    let folder = numbers("in.json", "unwrap = \"rows\"");
+    let folder = numbers("in.json", "unwrap = 'rows'");
     folder.write("in.json", b"");
     folder.write(
         "sample.json",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until};
+use crate::support::{FREE_PORT, HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until};
 
 const ROWS: u64 = 200;
 
@@ -108,7 +108,18 @@ fn records_are_accepted_again_once_a_full_disk_has_space() {
     let (data, ballast) = (disk.join("data"), disk.join("ballast"));
     let folder = TestFolder::new("");
     let text = format!(
-        "data = \"{}\"\n[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"1s\"\nlake_old = \"1s\"\nsnapshot = \"2s\"\n[log]\nsegment = \"8MiB\"\n[streams.a]\nschema = \"id bigint not null, t bigint not null, s varchar\"\nselect = \"select to_timestamp_millis(t) as event_time, id, s from a\"\n",
+        r#"data = "{}"
+{FREE_PORT}
+[limits]
+lake_recent = "1s"
+lake_old = "1s"
+snapshot = "2s"
+[log]
+segment = "8MiB"
+[streams.a]
+schema = "id bigint not null, t bigint not null, s varchar"
+select = "select to_timestamp_millis(t) as event_time, id, s from a"
+"#,
         data.display()
     );
     folder.write("weir.toml", text.as_bytes());

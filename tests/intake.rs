@@ -13,15 +13,7 @@ use weir::wal::{FrameAttributes, Kind, RecordsBuilder};
 use crate::server::{Server, start};
 use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, wait_until};
 
-const TWO_STREAMS: &str = r#"[server]
-http = "127.0.0.1:0"
-[streams.a]
-schema = "n bigint not null"
-select = "select timestamp '2024-05-01T10:00:00' as event_time, n from a"
-[streams.b]
-schema = "n bigint not null"
-select = "select timestamp '2024-05-01T10:00:00' as event_time, n from b"
-"#;
+const TWO_STREAMS: &str = include_str!("../testdata/two_streams.toml");
 
 fn two_streams() -> TestFolder {
     let folder = TestFolder::new("");
@@ -427,10 +419,18 @@ fn a_malformed_line_is_a_dead_letter_alone_and_among_others() {
 #[test]
 fn cloud_events_are_accepted_singly_in_batches_and_in_binary_mode() {
     let folder = TestFolder::new("");
-    let columns = "select cast(time as timestamp) as event_time, id, data['n'] as n from e";
-    folder.configure(&format!(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[streams.e]\nschema = \"id varchar not null, time varchar, data struct<n bigint>\"\nselect = \"{columns}\"\n[streams.d]\nschema = \"n bigint not null\"\nselect = \"select timestamp '2024-05-01T10:00:00' as event_time, n from d\"\n"
-    ));
+    folder.configure(
+        r#"
+[server]
+http = "127.0.0.1:0"
+[streams.e]
+schema = "id varchar not null, time varchar, data struct<n bigint>"
+select = "select cast(time as timestamp) as event_time, id, data['n'] as n from e"
+[streams.d]
+schema = "n bigint not null"
+select = "select timestamp '2024-05-01T10:00:00' as event_time, n from d"
+"#,
+    );
     let server = start(&folder);
     let event = |n: u32| json!({"specversion": "1.0", "id": n.to_string(), "source": "/s", "type": "t", "time": "2024-05-01T10:00:00Z", "data": {"n": n}});
     let (one, batch) = (
@@ -469,7 +469,7 @@ fn cloud_events_are_accepted_singly_in_batches_and_in_binary_mode() {
 #[test]
 fn concurrent_retries_each_count_what_they_resubmitted() {
     let folder = TestFolder::new("");
-    folder.configure(&format!("{HTTP_ONLY}require = [\"guests < 0\"]\n"));
+    folder.configure(&format!("{HTTP_ONLY}require = ['guests < 0']\n"));
     let server = start(&folder);
     let rows = records(50, 3);
     assert_eq!(server.post(&[], &ndjson(&rows)).1["rejected_total"], 50);

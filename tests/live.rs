@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{TestFolder, ndjson, records, wait_until};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, wait_until};
 
 struct Follower(BufReader<TcpStream>);
 
@@ -68,7 +68,13 @@ impl Follower {
 fn with_limits(limits: &str) -> TestFolder {
     let folder = TestFolder::new("");
     folder.configure(&format!(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\n{limits}\n[streams.rsvps]\npreset = \"rsvps\"\n[windows.n]\nsql = \"select window_start, window_end, response, count(*) as n from tumble(rsvps, event_time, interval '1 second') group by 1, 2, 3\"\n"
+        r#"{HTTP_ONLY}
+[windows.n]
+sql = """select window_start, window_end, response, count(*) as n
+         from tumble(rsvps, event_time, interval '1 second') group by 1, 2, 3"""
+[limits]
+{limits}
+"#
     ));
     folder
 }

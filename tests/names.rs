@@ -15,15 +15,30 @@ use weir::runtime::views;
 use weir::views::LogIdentity;
 use weir::wal::{Frame, FrameAttributes, Header, Kind, Records};
 
-use crate::support::TestFolder;
+use crate::support::{TestFolder, file_source};
 
 fn stream(schema: &str, select: &str, more: &str) -> String {
     format!(
-        "[streams.s]\nschema = '''at timestamp not null, {schema}'''\nselect = '''select at as event_time, {select} from s'''\n{more}"
+        r#"
+[streams.s]
+schema = '''at timestamp not null, {schema}'''
+select = '''select at as event_time, {select} from s'''
+{more}"#
     )
 }
 
-const WINDOW: &str = "[windows.w]\nsql = '''select window_start, window_end, COLUMN, count(*) as n from tumble(s, event_time, interval '1 hour') group by 1, 2, 3'''\n";
+const WINDOW: &str = r#"
+[windows.w]
+sql = '''select window_start, window_end, COLUMN, count(*) as n from tumble(s, event_time, interval '1 hour') group by 1, 2, 3'''
+"#;
+
+/// An entity table whose key is its first column; `SELECT` is replaced.
+const TABLE: &str = r#"
+[tables."s.t"]
+stream = "s"
+key = "id"
+select = '''select SELECT'''
+"#;
 
 /// A configuration, the text at the reported location (empty: unknown), and a part of the message.
 type Case = (String, &'static str, &'static str);
@@ -81,9 +96,7 @@ fn names_in_select() -> Vec<Case> {
 }
 
 fn names_in_tables_and_windows() -> Vec<Case> {
-    let table = |select: &str| {
-        format!("[tables.\"s.t\"]\nstream = \"s\"\nkey = \"id\"\nselect = '''select {select}'''\n")
-    };
+    let table = |select: &str| TABLE.replace("SELECT", select);
     let window = |column: &str| WINDOW.replace("COLUMN", column);
     let in_stream = |column: &str, more: &str| {
         stream(
@@ -185,8 +198,7 @@ fn everyday_names_are_accepted() {
 #[test]
 fn a_name_whose_case_changes_is_rejected_while_its_table_exists() {
     let folder = TestFolder::new("");
-    let source =
-        "[[sources]]\nname = \"f\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
+    let source = file_source("s");
     let with = |select: &str| {
         format!(
             "{source}{}",
@@ -195,7 +207,7 @@ fn a_name_whose_case_changes_is_rejected_while_its_table_exists() {
     };
     folder.configure(&with("\"userId\""));
     folder.write(
-        "in.ndjson",
+        "s.ndjson",
         b"{\"at\":\"2024-05-01T10:00:00Z\",\"userId\":\"a\",\"v\":1}\n",
     );
     folder.once();
@@ -342,21 +354,32 @@ fn configurations_that_check_accepts_can_be_created_committed_and_reopened() {
         name(),
     );
     let result = runner.run(&names, |(columns, fields, of_window, of_entity)| {
-        let fields: BTreeSet<String> = fields.into_iter().filter(|f| !f.is_empty()).chain(["p".into()]).collect();
-        let fields: Vec<String> = fields.iter().map(|f| format!("{} varchar", quoted(f))).collect();
+        let fields: BTreeSet<String> = fields
+            .into_iter()
+            .filter(|f| !f.is_empty())
+            .chain(["p".into()])
+            .collect();
+        let fields: Vec<String> = fields
+            .iter()
+            .map(|f| format!("{} varchar", quoted(f)))
+            .collect();
         let select = columns.iter().fold("a, s".to_owned(), |mut select, name| {
             let _ = write!(select, ", a as {}", quoted(name));
             select
         });
-        let more = format!(
-            "[windows.w]\nsql = '''select window_start, window_end, a as {}, count(*) as n from tumble(s, event_time, interval '1 hour') group by 1, 2, 3'''\n[tables.\"s.t\"]\nstream = \"s\"\nkey = \"a\"\nselect = '''select a, s, a as {}'''\n",
-            quoted(&of_window),
-            quoted(&of_entity)
+        let window = WINDOW.replace("COLUMN", &format!("a as {}", quoted(&of_window)));
+        let table = TABLE.replace("key = \"id\"", "key = \"a\"");
+        let table = table.replace("SELECT", &format!("a, s, a as {}", quoted(&of_entity)));
+        let more = window + &table;
+        let text = stream(
+            &format!("a varchar, s struct<{}>", fields.join(", ")),
+            &select,
+            &more,
         );
-        let text = stream(&format!("a varchar, s struct<{}>", fields.join(", ")), &select, &more);
         let root = tempfile::tempdir().expect("a folder");
         let path = root.path().join("weir.toml");
-        let config = weir::config::parse(Some(&path), text.clone(), None, &|_| None).expect("the file itself is valid");
+        let config = weir::config::parse(Some(&path), text.clone(), None, &|_| None)
+            .expect("the file itself is valid");
         match views::compile(&config) {
             Err(error) => {
                 rejected.set(rejected.get() + 1);

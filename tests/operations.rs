@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, start};
 use crate::support::{
-    FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, assert_holds_exactly, copy, ndjson, records,
-    without_as_of,
+    FILE_ONLY, FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, assert_holds_exactly, copy, ndjson,
+    records, without_as_of,
 };
 
 /// A test folder with a copy of a backup as its data.
 fn restored(backup: &Path) -> TestFolder {
     let folder = TestFolder::new("");
     copy(backup, &folder.path("data"));
-    folder.configure("[streams.rsvps]\npreset = \"rsvps\"\n");
+    folder.configure("[streams.rsvps]\npreset = 'rsvps'\n");
     folder
 }
 
@@ -87,12 +87,7 @@ fn hours(folder: &TestFolder, table: &str) -> Vec<String> {
 #[test]
 fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_dropped() {
     let folder = TestFolder::new("");
-    let config = |retention: &str| {
-        folder.configure(&format!(
-            "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n{retention}"
-        ));
-    };
-    config("retention = \"3h\"\n");
+    folder.configure(&format!("{FILE_ONLY}retention = '3h'\n"));
     let all = minutes(10 * 60);
     folder.write("in.ndjson", &ndjson(&all));
     folder.once();
@@ -135,10 +130,7 @@ fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_droppe
 
 #[test]
 fn above_the_disk_limit_the_oldest_hours_are_dropped_and_all_answers_agree() {
-    let folder = TestFolder::new("");
-    folder.configure(
-        "[limits]\ndisk = \"28MiB\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
-    );
+    let folder = TestFolder::new("[limits]\ndisk = '28MiB'\n");
     // Text that does not compress, so that few records take much room; all of one group, which is
     // stored once.
     let mut numbers = Lcg(3);
@@ -175,7 +167,7 @@ fn above_the_disk_limit_the_oldest_hours_are_dropped_and_all_answers_agree() {
 #[test]
 fn a_log_with_a_small_budget_is_trimmed_and_loses_nothing() {
     let folder = TestFolder::new("");
-    folder.configure(&format!("{FREQUENT_COMMITS}budget = \"4MiB\"\n{HTTP_ONLY}"));
+    folder.configure(&format!("{FREQUENT_COMMITS}budget = '4MiB'\n{HTTP_ONLY}"));
     let server = start(&folder);
     let mut numbers = Lcg(5);
     let mut all = records(9_000, 33);
@@ -310,9 +302,10 @@ fn a_server_stopped_during_recovery_resumes_at_the_next_start() {
 #[test]
 fn venues_that_are_not_mentioned_for_the_keep_time_are_dropped_with_their_edges() {
     let folder = TestFolder::new("");
-    let places = "places = { venue = \"venue_id\", name = \"venue_name\", lat = \"lat\", lon = \"lon\", event = \"event_id\", date = \"event_start\", keep = \"2d\" }";
     folder.configure(&format!(
-        "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n{places}\n"
+        r#"{FILE_ONLY}
+places = {{ venue = "venue_id", name = "venue_name", lat = "lat", lon = "lon", event = "event_id", date = "event_start", keep = "2d" }}
+"#
     ));
     let mut all = minutes(40);
     for (n, record) in all.iter_mut().enumerate() {

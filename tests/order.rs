@@ -7,10 +7,17 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{
-    FREQUENT_COMMITS, Lcg, TestFolder, assert_holds_exactly, ndjson, records, wait_until,
+    FILE_ONLY, FREQUENT_COMMITS, Lcg, TestFolder, assert_holds_exactly, ndjson, records, wait_until,
 };
 
-const SOURCE: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"in\"\ntype = \"file\"\nstream = \"quakes\"\n";
+const SOURCE: &str = r#"
+[server]
+http = "127.0.0.1:0"
+[[sources]]
+name = "in"
+type = "file"
+stream = "quakes"
+"#;
 const QUAKES: &str = include_str!("../testdata/quakes.toml");
 
 /// A month of quakes in one GeoJSON document, the newest first.
@@ -54,7 +61,7 @@ fn a_file_that_is_newest_first_fills_the_windows_of_the_same_file_sorted_by_hand
     let run = |order: &str, text: &[u8]| {
         let folder = TestFolder::new("");
         folder.configure(&format!(
-            "{SOURCE}unwrap = \"features\"\npath = \"quakes.geojson\"\n{order}{QUAKES}"
+            "{SOURCE}unwrap = 'features'\npath = 'quakes.geojson'\n{order}{QUAKES}"
         ));
         folder.write("quakes.geojson", text);
         let check = folder.output(&["check"]);
@@ -79,7 +86,7 @@ fn a_file_that_is_newest_first_fills_the_windows_of_the_same_file_sorted_by_hand
             stored(&folder),
         )
     };
-    let sorted = run("order = \"event_time\"\n", &newest_first);
+    let sorted = run("order = 'event_time'\n", &newest_first);
     let reference = run("", &by_hand);
     let counted: u64 = sorted
         .0
@@ -122,10 +129,12 @@ fn kills_while_a_file_is_sorted_and_ingested_lose_and_duplicate_nothing() {
     all.iter_mut()
         .for_each(|record| record["member"]["other"] = json!(pad));
     let folder = TestFolder::new(FREQUENT_COMMITS);
-    let limits = FREQUENT_COMMITS.replace("[limits]\n", "[limits]\nmemory = \"512MiB\"\n");
-    folder.configure(&format!(
-        "{limits}[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\norder = \"event_time\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
-    ));
+    let limits = FREQUENT_COMMITS.replace("[limits]\n", "[limits]\nmemory = '512MiB'\n");
+    let source = FILE_ONLY.replace(
+        "type = \"file\"\n",
+        "type = \"file\"\norder = 'event_time'\n",
+    );
+    folder.configure(&(limits + &source));
     folder.write("in.ndjson", &ndjson(&all));
     let spilled = folder.path("data/sort");
     let (mut numbers, mut met) = (Lcg(11), 0);
@@ -165,7 +174,7 @@ fn kills_while_a_file_is_sorted_and_ingested_lose_and_duplicate_nothing() {
 fn a_server_reads_the_file_once_and_halts_when_it_changes() {
     let folder = TestFolder::new("");
     folder.configure(&format!(
-        "{SOURCE}path = \"quakes.ndjson\"\norder = \"event_time\"\n{QUAKES}"
+        "{SOURCE}path = 'quakes.ndjson'\norder = 'event_time'\n{QUAKES}"
     ));
     let mut server = folder
         .command(&["run", "-q"])

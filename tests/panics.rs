@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::server::start;
-use crate::support::{HTTP_ONLY, TestFolder, ndjson, records};
+use crate::support::{FREE_PORT, HTTP_ONLY, TestFolder, ndjson, records};
 
 const PANIC: &str = "WEIR_TEST_PANIC";
 
@@ -44,7 +44,6 @@ fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
         return;
     }
     let all = records(600, 3);
-    let server = "[server]\nhttp = \"127.0.0.1:0\"\n";
     let views = [
         "lake/rsvps",
         "lake/raw",
@@ -56,8 +55,8 @@ fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
         .into_iter()
         .chain(views);
     let once = ["run", "--once"];
-    let runs = threads.map(|thread| (thread, &["run"][..], server));
-    let runs = runs.chain(["ticks", "maintenance"].map(|thread| (thread, &["run"][..], server)));
+    let runs = threads.map(|thread| (thread, &["run"][..], FREE_PORT));
+    let runs = runs.chain(["ticks", "maintenance"].map(|thread| (thread, &["run"][..], FREE_PORT)));
     let runs = runs.chain(
         ["source/in", "log-writer", "operators", "lake/rsvps"]
             .map(|thread| (thread, &once[..], "")),

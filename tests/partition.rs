@@ -8,15 +8,13 @@ use serde_json::Value;
 
 use crate::support::{TestFolder, files, wait_until};
 
+/// Partitioned by the hour.
+const HOURLY: &str = include_str!("../testdata/hourly.toml");
+
 /// A stream of readings, one an hour, with a window and an entity table over it.
 fn configure(folder: &TestFolder, partition: &str) {
-    folder.configure(&format!(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[lake]\npartition = \"{partition}\"\n\
-         [[sources]]\nname = \"f\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n\
-         [streams.s]\nschema = \"n bigint not null\"\nselect = \"select to_timestamp_seconds(n * 3600) as event_time, n from s\"\n\
-         [windows.w]\nsql = \"select window_start, window_end, count(*) as c from tumble(s, event_time, interval '6 hours') group by 1, 2\"\n\
-         [tables.\"s.t\"]\nstream = \"s\"\nkey = \"n\"\nselect = \"select n\"\n"
-    ));
+    let partition = format!("partition = \"{partition}\"");
+    folder.configure(&HOURLY.replace("partition = \"hour\"", &partition));
 }
 
 fn readings(folder: &TestFolder, hours: std::ops::Range<u64>) {
@@ -144,7 +142,7 @@ fn hours_with_few_rows_are_reported_with_a_remedy() {
     assert!(output.status.success(), "{}", said(&output));
     let parts = [
         "the table s has 1010 hours",
-        "`[lake] partition = \"day\"`",
+        r#"`[lake] partition = "day"`"#,
         "`weir rebuild s`",
     ];
     for text in [

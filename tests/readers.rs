@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{TestFolder, ndjson, records, wait_until};
+use crate::support::{FREE_PORT, TestFolder, file_source, ndjson, records, wait_until};
 
 /// The number of rows; none if the query came too early.
 fn rows(folder: &TestFolder) -> Option<u64> {
@@ -17,7 +17,14 @@ fn rows(folder: &TestFolder) -> Option<u64> {
 fn pending_counts_exactly_the_records_that_an_answer_lacks() {
     // Committed at once, before any snapshot exists: nothing is missing.
     let folder = TestFolder::new(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"20ms\"\nlake_old = \"1h\"\nsnapshot = \"1h\"\n",
+        r#"
+[server]
+http = "127.0.0.1:0"
+[limits]
+lake_recent = "20ms"
+lake_old = "1h"
+snapshot = "1h"
+"#,
     );
     let all = records(200, 31);
     folder.write("in.ndjson", &ndjson(&all));
@@ -70,12 +77,22 @@ fn pending_counts_exactly_the_records_that_an_answer_lacks() {
 fn records_of_one_stream_are_not_pending_in_another() {
     let folder = TestFolder::new("");
     let stream = |name: &str| {
+        let source = file_source(name);
         format!(
-            "[[sources]]\nname = \"{name}\"\ntype = \"file\"\npath = \"{name}.ndjson\"\nstream = \"{name}\"\n[streams.{name}]\nschema = \"n bigint not null\"\nselect = \"select to_timestamp_millis(n) as event_time, n from {name}\"\n"
+            r#"{source}
+[streams.{name}]
+schema = "n bigint not null"
+select = "select to_timestamp_millis(n) as event_time, n from {name}"
+"#
         )
     };
-    let limits = "[server]\nhttp = \"127.0.0.1:0\"\n[limits]\nlake_recent = \"1h\"\nlake_old = \"1h\"\nsnapshot = \"1h\"\n";
-    folder.configure(&format!("{limits}{}{}", stream("a"), stream("b")));
+    let limits = r#"
+[limits]
+lake_recent = "1h"
+lake_old = "1h"
+snapshot = "1h"
+"#;
+    folder.configure(&[FREE_PORT, limits, &stream("a"), &stream("b")].concat());
     folder.write("a.ndjson", b"{\"n\":1}\n{\"n\":2}\nno record\n");
     folder.write("b.ndjson", b"{\"n\":1}\n");
     let mut child = folder
@@ -106,7 +123,7 @@ fn records_of_one_stream_are_not_pending_in_another() {
 
 #[test]
 fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
-    let folder = TestFolder::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    let folder = TestFolder::new(FREE_PORT);
     folder.write("in.ndjson", &ndjson(&records(50, 32)));
     folder.once();
     // A reader that holds the folder until the test releases it.

@@ -17,42 +17,17 @@ use weir::views::{LogIdentity, View};
 use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder, Wal};
 
 use crate::server::start;
-use crate::support::{HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until};
+use crate::support::{FILE_ONLY, HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until};
 
 /// One more window, with an aggregate of partial states, and one more entity table: the stream does
 /// not change.
-const ADDED: &str = r#"
-[windows.guests]
-sql = """select window_start, window_end, country, sum(guests) as guests, max(mtime) as latest
-         from hop(rsvps, event_time, interval '5 seconds', interval '15 seconds') group by 1, 2, 3"""
-[tables."rsvps.answers"]
-stream = "rsvps"
-key = ["member_id", "event_id"]
-select = "select member_id, event_id, response, guests"
-"#;
+const ADDED_TABLES: &str = include_str!("../testdata/rsvps_added_tables.toml");
 
-/// Another search, other counts and places, sessions, and a rule that rejects more.
-const CHANGED: &str = r#"
-count = { type = "country", by = ["response"] }
-search = { text = ["event_name", "venue_name"], exact = ["event_id", "response"] }
-places = { venue = "venue_id", name = "event_name", lat = "lat", lon = "lon", event = "event_id", date = "event_start" }
-session = { key = "member_id", gap = "30s" }
-require = ["event_time > timestamp '2000-01-01'", "guests < 2"]
-"#;
+/// Keys of the stream: another search, other counts and places, sessions, and a rule that rejects more.
+const CHANGED_VIEWS: &str = include_str!("../testdata/rsvps_changed_views.toml");
 
 /// Frequent commits and snapshots, and a log that is trimmed at once.
-const FREQUENT: &str = r#"
-[limits]
-lake_recent = "300ms"
-lake_old = "300ms"
-snapshot = "60ms"
-[log]
-segment = "1MiB"
-keep = "0s"
-"#;
-
-const SOURCE: &str =
-    "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n";
+const SHORT_LOG: &str = include_str!("../testdata/short_log.toml");
 
 /// All answers, with those of what the tests declare in addition to the preset.
 fn answers(folder: &TestFolder, has_sessions: bool) -> BTreeMap<String, Value> {
@@ -160,8 +135,8 @@ const ALL_VIEWS: [&str; 19] = [
 
 #[test]
 fn views_rebuilt_under_a_changed_configuration_equal_views_built_under_it() {
-    let before = format!("{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
-    let after = format!("{before}{CHANGED}{ADDED}");
+    let before = format!("{SHORT_LOG}{FILE_ONLY}");
+    let after = format!("{before}{CHANGED_VIEWS}{ADDED_TABLES}");
     let mut all = records(9_000, 31);
     add_noise(&mut all);
     let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
@@ -232,14 +207,14 @@ fn shorten_raw(folder: &TestFolder, before: u64) -> u64 {
 
 #[test]
 fn rows_of_the_stream_replace_the_lost_beginning_of_raw() {
-    let before = format!("{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
+    let before = format!("{SHORT_LOG}{FILE_ONLY}");
     // Rows that were accepted then stay, also where they would be rejected now.
-    let changed = CHANGED
+    let changed = CHANGED_VIEWS
         .lines()
         .filter(|line| !line.starts_with("require"))
         .collect::<Vec<_>>()
         .join("\n");
-    let after = format!("{before}{changed}{ADDED}");
+    let after = format!("{before}{changed}{ADDED_TABLES}");
     let mut all = records(5_500, 77);
     add_noise(&mut all);
     all[40] = serde_json::json!({"rsvp_id": "none"});
@@ -276,17 +251,16 @@ fn rows_of_the_stream_replace_the_lost_beginning_of_raw() {
 #[test]
 fn rows_derived_from_rows_that_are_gone_stay_as_they_were() {
     let folder = TestFolder::new("");
-    let window = |name: &str, what: &str| {
-        format!(
-            "[windows.{name}]\nsql = \"select window_start, window_end, count(*) as n, {what} from tumble(rsvps, event_time, interval '1 minute') group by 1, 2\"\nretention = \"400d\"\n"
-        )
-    };
-    let declare = |windows: &str| {
-        format!(
-            "{FREQUENT}{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\nretention = \"1h\"\nsession = {{ key = \"member_id\", gap = \"30s\" }}\n{windows}"
-        )
-    };
-    folder.configure(&declare(&window("minutes", "sum(guests) as more")));
+    folder.configure(&format!(
+        r#"{SHORT_LOG}{FILE_ONLY}
+retention = "1h"
+session = {{ key = "member_id", gap = "30s" }}
+[windows.minutes]
+sql = """select window_start, window_end, count(*) as n, sum(guests) as more
+         from tumble(rsvps, event_time, interval '1 minute') group by 1, 2"""
+retention = "400d"
+"#
+    ));
     let mut all = records(12_000, 5);
     add_noise(&mut all);
     for part in [5_000, 9_000, 12_000] {
@@ -316,13 +290,12 @@ fn rows_derived_from_rows_that_are_gone_stay_as_they_were() {
 
 #[test]
 fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
-    let source = format!("{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n");
     let all = records(7_000, 5);
     let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
-    folder.configure(&source);
+    folder.configure(FILE_ONLY);
     folder.write("in.ndjson", &ndjson(&all[..5_000]));
     folder.once();
-    folder.configure(&format!("{source}{ADDED}"));
+    folder.configure(&format!("{FILE_ONLY}{ADDED_TABLES}"));
     let what = [
         "rebuild",
         "guests",
@@ -347,7 +320,7 @@ fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
         assert_eq!(folder.number("select count(*) from rsvps"), 5_000);
     }
     rebuild(&folder, &what[1..]);
-    reference.configure(&format!("{source}{ADDED}"));
+    reference.configure(&format!("{FILE_ONLY}{ADDED_TABLES}"));
     for side in [&folder, &reference] {
         side.write("in.ndjson", &ndjson(&all));
         side.once();
@@ -365,7 +338,7 @@ fn a_server_keeps_serving_while_its_views_are_rebuilt() {
         .chunks(500)
         .for_each(|part| assert_eq!(server.post(&[], &ndjson(part)).0, 200));
     server.stop();
-    let after = format!("{HTTP_ONLY}{ADDED}");
+    let after = format!("{HTTP_ONLY}{ADDED_TABLES}");
     folder.configure(&after);
     let server = start(&folder);
     let (is_over, mut posted) = (AtomicBool::new(false), 2_000);
@@ -396,9 +369,7 @@ fn a_server_keeps_serving_while_its_views_are_rebuilt() {
             .all(|v| v["lag"] == 0)
     });
     server.stop();
-    reference.configure(&format!(
-        "{SOURCE}[streams.rsvps]\npreset = \"rsvps\"\n{ADDED}"
-    ));
+    reference.configure(&format!("{FILE_ONLY}{ADDED_TABLES}"));
     reference.write("in.ndjson", &ndjson(&all));
     reference.once();
     // A server's partition does not end with the run, so open windows differ: all are closed on both

@@ -5,7 +5,8 @@ use std::io::Write;
 use serde_json::Value;
 
 use crate::support::{
-    TestFolder, assert_holds_exactly, duplicates, ndjson, recordings, records, wait_until,
+    FILE_ONLY, FREE_PORT, TestFolder, assert_holds_exactly, duplicates, ndjson, recordings,
+    records, wait_until,
 };
 
 #[test]
@@ -40,11 +41,7 @@ fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
     plain.write("in.ndjson", &ndjson(&all));
     plain.once();
     let want = plain.all_answers();
-    let config = |path: &str| {
-        format!(
-            "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"{path}\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
-        )
-    };
+    let config = |path: &str| FILE_ONLY.replace("in.ndjson", path);
     let gzip = |bytes: &[u8]| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(bytes).expect("memory");
@@ -120,7 +117,7 @@ fn a_partial_line_is_reported_once_and_read_whole_when_it_is_completed() {
 
 #[test]
 fn a_file_replaced_under_its_name_while_running_is_read_once() {
-    let folder = TestFolder::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    let folder = TestFolder::new(FREE_PORT);
     let all = records(300, 12);
     folder.write("in.ndjson", &ndjson(&all[..100]));
     let mut child = folder
@@ -149,7 +146,7 @@ fn counted(folder: &TestFolder) -> u64 {
 
 #[test]
 fn after_a_kill_the_folder_still_answers_and_counts_pending_records() {
-    let folder = TestFolder::new("[server]\nhttp = \"127.0.0.1:0\"\n");
+    let folder = TestFolder::new(FREE_PORT);
     folder.write("in.ndjson", &ndjson(&records(200, 13)));
     let mut child = folder
         .command(&["run", "-q"])

@@ -30,6 +30,13 @@ use crate::support::{
 
 const SEGMENT: u64 = 4096;
 
+/// A stream of times alone.
+const SECOND_STREAM: &str = r#"
+[streams.more]
+schema = "at bigint not null"
+select = "select to_timestamp_millis(at) as event_time from more"
+"#;
+
 fn options(folder: PathBuf, budget: Option<u64>) -> WalOptions {
     WalOptions {
         folder,
@@ -42,8 +49,8 @@ fn options(folder: PathBuf, budget: Option<u64>) -> WalOptions {
 }
 
 fn catalog() -> Arc<Catalog> {
-    let text = "[streams.s]\nschema = \"at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time from s\"\n";
-    let config = weir::config::parse(None, text.into(), None, &|_| None).expect("valid");
+    let text = SECOND_STREAM.replace("more", "s");
+    let config = weir::config::parse(None, text, None, &|_| None).expect("valid");
     Arc::new(Catalog::from_config(&config).expect("valid"))
 }
 
@@ -539,7 +546,7 @@ fn records_read_again(messages: &str) -> u64 {
 #[test]
 fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
     let folder = TestFolder::new("");
-    folder.configure(&format!("{FREQUENT_COMMITS}keep = \"0s\"\n{HTTP_ONLY}"));
+    folder.configure(&format!("{FREQUENT_COMMITS}keep = '0s'\n{HTTP_ONLY}"));
     let library = preloaded(&folder, "disk.c");
     let (all, mut written) = (records(40_000, 41), 500);
     {
@@ -651,7 +658,7 @@ fn views_restored_to_older_copies_and_killed_during_catch_up_lose_and_duplicate_
 #[test]
 fn a_view_older_than_the_log_is_named_with_a_remedy() {
     let folder = TestFolder::new("");
-    folder.configure(&format!("{FREQUENT_COMMITS}keep = \"0s\"\n{HTTP_ONLY}"));
+    folder.configure(&format!("{FREQUENT_COMMITS}keep = '0s'\n{HTTP_ONLY}"));
     {
         let server = crate::server::start(&folder);
         assert_eq!(server.post(&[], &ndjson(&records(100, 1))).0, 200);
@@ -712,7 +719,7 @@ fn a_clock_that_jumps_400_days_and_back_removes_nothing_from_raw() {
     let text = std::fs::read_to_string(folder.path("weir.toml")).expect("readable");
     folder.write(
         "weir.toml",
-        format!("{text}\n[tables.raw]\nretention = \"1d\"\n").as_bytes(),
+        format!("{text}\n[tables.raw]\nretention = '1d'\n").as_bytes(),
     );
     for day in 1..=5 {
         run_at(day * DAY, 50);
@@ -724,8 +731,6 @@ fn a_clock_that_jumps_400_days_and_back_removes_nothing_from_raw() {
     // yet.
     assert_eq!(folder.number(recent), 3 * 50);
 }
-
-const SECOND_STREAM: &str = "[streams.more]\nschema = \"at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time from more\"\n";
 
 fn configurations(folder: &TestFolder) -> u64 {
     folder.number("select count(*) from raw where kind = 'configuration'")

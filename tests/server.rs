@@ -246,7 +246,7 @@ fn errors_have_their_codes_and_store_nothing() {
 fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     let folder = http_only();
     // No window closes during the test.
-    folder.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
+    folder.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = '1h' }}\n"));
     let server = start(&folder);
     let all = records(1_500, 8);
     for part in all.chunks(500) {
@@ -274,7 +274,7 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
 #[test]
 fn sql_only_reads_and_every_route_answers() {
     let folder = http_only();
-    folder.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = \"1h\" }}\n"));
+    folder.configure(&format!("{HTTP_ONLY}watermark = {{ disorder = '1h' }}\n"));
     let server = start(&folder);
     let all = records(1_500, 8);
     assert_eq!(server.post(&[], &ndjson(&all)).0, 200);
@@ -378,7 +378,13 @@ fn a_websocket_is_ingested_and_a_lost_connection_is_a_gap() {
         .expect("a port")
         .port();
     folder.configure(&format!(
-        "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"ws\"\ntype = \"websocket\"\nurl = \"ws://127.0.0.1:{port}/2/rsvps\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
+        r#"{HTTP_ONLY}
+[[sources]]
+name = "ws"
+type = "websocket"
+url = "ws://127.0.0.1:{port}/2/rsvps"
+stream = "rsvps"
+"#
     ));
     let upstream = || {
         let arguments = ["generate", "--rate", "300", "--start", "now", "--serve"];
@@ -452,6 +458,9 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
     }
 }
 
+/// The server's certificate and key are `cert.pem` and `key.pem`, its tokens are in `tokens`.
+const TLS: &str = include_str!("../testdata/rsvps_tls.toml");
+
 /// Makes a token in the file `tokens`.
 fn token(folder: &TestFolder, kind: &[&str]) -> String {
     let file = folder.path("tokens");
@@ -472,8 +481,7 @@ fn a_read_only_token_does_not_end_queries_of_another() {
     let folder = http_only();
     let [write, read, other] =
         [&[][..], &["--read-only"], &["--read-only"]].map(|kind| token(&folder, kind));
-    let configuration = "[server]\nhttp = \"127.0.0.1:0\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
-    folder.configure(configuration);
+    folder.configure(&HTTP_ONLY.replace("[server]\n", "[server]\ntoken_file = 'tokens'\n"));
     let server = start(&folder);
     let endless =
         "select count(*) from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
@@ -519,12 +527,14 @@ fn secrets_that_others_can_change_are_rejected() {
     use std::os::unix::fs::PermissionsExt;
     let folder = http_only();
     token(&folder, &[]);
-    let made =
+    let certificate =
         rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
-    folder.write("cert.pem", made.cert.pem().as_bytes());
-    folder.write("key.pem", made.signing_key.serialize_pem().as_bytes());
-    let configuration = "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
-    folder.configure(configuration);
+    folder.write("cert.pem", certificate.cert.pem().as_bytes());
+    folder.write(
+        "key.pem",
+        certificate.signing_key.serialize_pem().as_bytes(),
+    );
+    folder.configure(TLS);
     for file in ["key.pem", "tokens"] {
         let path = folder.path(file);
         let allow = |mode: u32| {
@@ -551,14 +561,15 @@ fn secrets_that_others_can_change_are_rejected() {
 #[test]
 fn verbs_query_a_server_with_tls_by_their_token_alone() {
     let folder = http_only();
-    let made =
+    let certificate =
         rcgen::generate_simple_self_signed(["weir.example".to_owned()]).expect("a certificate");
-    folder.write("cert.pem", made.cert.pem().as_bytes());
-    folder.write("key.pem", made.signing_key.serialize_pem().as_bytes());
-    let (write, read) = (token(&folder, &[]), token(&folder, &["--read-only"]));
-    folder.configure(
-        "[server]\nhttp = \"127.0.0.1:0\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntoken_file = \"tokens\"\n[streams.rsvps]\npreset = \"rsvps\"\n",
+    folder.write("cert.pem", certificate.cert.pem().as_bytes());
+    folder.write(
+        "key.pem",
+        certificate.signing_key.serialize_pem().as_bytes(),
     );
+    let (write, read) = (token(&folder, &[]), token(&folder, &["--read-only"]));
+    folder.configure(TLS);
     let mut child = folder
         .command(&["run", "-q"])
         .spawn()

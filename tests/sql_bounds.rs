@@ -14,7 +14,7 @@ const ENDLESS: &str = "select count(*) from rsvps x, rsvps y, rsvps z, rsvps w w
 fn with_settings(more: &str) -> TestFolder {
     let folder = TestFolder::new("");
     // For slow, busy machines.
-    folder.configure(&format!("{HTTP_ONLY}[limits]\nsql_time = \"120s\"\n{more}"));
+    folder.configure(&format!("{HTTP_ONLY}[limits]\nsql_time = '120s'\n{more}"));
     folder
 }
 

@@ -3,23 +3,9 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::support::TestFolder;
+use crate::support::{TestFolder, file_source};
 
-const SENSORS: &str = r#"
-[[sources]]
-name = "in"
-type = "file"
-path = "in.ndjson"
-stream = "sensors"
-[streams.sensors]
-schema = "id varchar not null, at timestamp not null, kind varchar, note varchar, reading struct<value double, unit varchar>, tags array<varchar>"
-select = "select at as event_time, id, upper(kind) as kind, note, reading['value'] as value, reading['unit'] as unit, tags, 10 / length(note) as density from sensors"
-require = ["value < 1000", "unit in ('C', 'F')"]
-key = "id"
-duplicates = { same = ["value"], within = "1s" }
-count = { type = "kind", by = ["unit"] }
-search = { text = ["note", "tags"], exact = ["id"] }
-"#;
+const SENSORS: &str = include_str!("../testdata/sensors.toml");
 
 #[test]
 fn a_declared_stream_works_end_to_end() {
@@ -138,12 +124,21 @@ fn a_changed_configuration_applies_from_its_record_on() {
 }
 
 fn window(sql: &str) -> String {
-    format!("{SENSORS}[windows.w]\nsql = \"{sql}\"\n")
+    format!(
+        r#"{SENSORS}[windows.w]
+sql = "{sql}"
+"#
+    )
 }
 
 fn table(select: &str) -> String {
     format!(
-        "{SENSORS}\n[tables.\"sensors.kinds\"]\nstream = \"sensors\"\nkey = \"kind\"\nselect = \"{select}\"\n"
+        r#"{SENSORS}
+[tables."sensors.kinds"]
+stream = "sensors"
+key = "kind"
+select = "{select}"
+"#
     )
 }
 
@@ -163,7 +158,12 @@ fn an_entity_table_has_the_rows_that_its_where_lets_through() {
         line(5, "water"),
     ];
     folder.write("in.ndjson", lines.concat().as_bytes());
-    let tags = "[tables.\"sensors.tags\"]\nstream = \"sensors\"\nkey = \"tag\"\nselect = \"select unnest(tags) as tag, id where unnest(tags) <> 'all' and value > 2\"\n";
+    let tags = r#"
+[tables."sensors.tags"]
+stream = "sensors"
+key = "tag"
+select = "select unnest(tags) as tag, id where unnest(tags) <> 'all' and value > 2"
+"#;
     folder.configure(&(table("select kind, value where value > 10") + tags));
     folder.once();
     let kinds = folder.rows("select kind, value from sensors.kinds order by kind");
@@ -238,13 +238,30 @@ fn more_invalid_declarations() -> Vec<String> {
         SENSORS.replace("from sensors\"", "from sensors order by id\""),
         SENSORS.replace("[\"value < 1000", "[\"value > 0\", \"vallue < 1000"),
         format!(
-            "{SENSORS}\n[windows.w]\nsql = \"\"\"\nselect window_start, window_end,\n  count(*) as n, kidn\nfrom tumble(sensors, event_time, interval '1 minute')\ngroup by 1, 2, kidn\n\"\"\"\n"
+            r#"{SENSORS}
+[windows.w]
+sql = """
+select window_start, window_end,
+  count(*) as n, kidn
+from tumble(sensors, event_time, interval '1 minute')
+group by 1, 2, kidn
+"""
+"#
         ),
         format!(
-            "{SENSORS}\n[windows.w]\nsql = '''select window_start,\n window_end from hop(sensors, event_time)'''\n"
+            r#"{SENSORS}
+[windows.w]
+sql = '''select window_start,
+ window_end from hop(sensors, event_time)'''
+"#
         ),
         format!(
-            "{SENSORS}\n[windows.a]\nsql = \"select window_start, window_end, count(*) as n from tumble(b, window_start, interval '1 minute') group by 1, 2\"\n[windows.b]\nsql = \"select window_start, window_end, count(*) as n from tumble(a, window_start, interval '1 minute') group by 1, 2\"\n"
+            r#"{SENSORS}
+[windows.a]
+sql = "select window_start, window_end, count(*) as n from tumble(b, window_start, interval '1 minute') group by 1, 2"
+[windows.b]
+sql = "select window_start, window_end, count(*) as n from tumble(a, window_start, interval '1 minute') group by 1, 2"
+"#
         ),
         window(
             "select window_start, window_end from tumble(sensors, event_time, interval '1 minute') group bye 1, 2",
@@ -380,11 +397,18 @@ fn the_commands_of_the_tutorial_give_what_it_shows() {
 #[test]
 fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
     let folder = TestFolder::new("");
-    let stream = "[streams.quakes]\nschema = \"id bigint not null, at timestamp not null\"\nselect = \"select at as event_time, id from quakes\"\n";
-    let window = "[windows.hourly]\nsql = \"select window_start, window_end, count(*) as n from tumble(quakes, event_time, interval '1 hour') group by 1, 2\"\n";
     let configure = |watermark: &str| {
-        let source = "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"quakes\"\n";
-        folder.configure(&format!("{source}{stream}{watermark}{window}"));
+        let source = file_source("quakes");
+        folder.configure(&format!(
+            r#"{source}
+[streams.quakes]
+schema = "id bigint not null, at timestamp not null"
+select = "select at as event_time, id from quakes"
+{watermark}
+[windows.hourly]
+sql = "select window_start, window_end, count(*) as n from tumble(quakes, event_time, interval '1 hour') group by 1, 2"
+"#
+        ));
     };
     let lines: String = (0..300)
         .map(|n| {
@@ -395,7 +419,7 @@ fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
             )
         })
         .collect();
-    folder.write("in.ndjson", lines.as_bytes());
+    folder.write("quakes.ndjson", lines.as_bytes());
     let stderr = |arguments: &[&str]| {
         let output = folder.output(arguments);
         assert!(
@@ -405,7 +429,7 @@ fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
         );
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let sample = folder.path("in.ndjson").display().to_string();
+    let sample = folder.path("quakes.ndjson").display().to_string();
 
     configure("");
     for arguments in [
@@ -422,7 +446,7 @@ fn more_disorder_than_declared_is_reported_before_and_after_a_run() {
     }
     assert_eq!(folder.number("select count(*) from quakes"), 300);
 
-    configure("watermark = { disorder = \"12d\" }\n");
+    configure("watermark = { disorder = '12d' }");
     std::fs::remove_dir_all(folder.path("data")).expect("the folder of the first run");
     for arguments in [
         vec!["check"],

@@ -28,12 +28,31 @@ pub struct TestFolder {
     root: tempfile::TempDir,
 }
 
-/// Commits and snapshots so often that a kill meets them.
-pub const FREQUENT_COMMITS: &str = "[limits]\nlake_rows = 300\nlake_recent = \"40ms\"\nlake_old = \"90ms\"\nsnapshot = \"60ms\"\n[log]\nsegment = \"1MiB\"\n";
+/// Commits and snapshots so frequent that a kill meets them; ends with the table `[log]`.
+pub const FREQUENT_COMMITS: &str = include_str!("../testdata/frequent_commits.toml");
 
-/// A server on a free port and a stream that records are posted to.
-pub const HTTP_ONLY: &str =
-    "[server]\nhttp = \"127.0.0.1:0\"\n[streams.rsvps]\npreset = \"rsvps\"\n";
+/// A server on a free port and a stream that records are posted to; ends with the stream's table.
+pub const HTTP_ONLY: &str = include_str!("../testdata/rsvps_http.toml");
+
+/// A stream from the file `in.ndjson`; ends with the stream's table.
+pub const FILE_ONLY: &str = include_str!("../testdata/rsvps_file.toml");
+
+/// A server on a free port.
+pub const FREE_PORT: &str = r#"[server]
+http = "127.0.0.1:0"
+"#;
+
+/// A source of the stream `stream` that reads the file `STREAM.ndjson`; ends with the source's table.
+pub fn file_source(stream: &str) -> String {
+    format!(
+        r#"[[sources]]
+name = "{stream}"
+type = "file"
+path = "{stream}.ndjson"
+stream = "{stream}"
+"#
+    )
+}
 
 impl TestFolder {
     /// A stream `rsvps` from the file `in.ndjson`; `extra` comes first in the configuration.
@@ -41,15 +60,14 @@ impl TestFolder {
         let folder = Self {
             root: tempfile::tempdir().expect("a folder"),
         };
-        folder.configure(&format!(
-            "{extra}\n[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"rsvps\"\n[streams.rsvps]\npreset = \"rsvps\"\n"
-        ));
+        folder.configure(&format!("{extra}\n{FILE_ONLY}"));
         folder.write("in.ndjson", b"");
         folder
     }
 
     pub fn configure(&self, text: &str) {
-        self.write("weir.toml", format!("data = \"data\"\n{text}").as_bytes());
+        let text = format!("data = 'data'\n{text}");
+        self.write("weir.toml", text.as_bytes());
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -11,7 +11,7 @@ use weir::query::sql::to_ndjson;
 
 use crate::server::{Server, start};
 use crate::support::{
-    FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until, weir,
+    FREE_PORT, FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, ndjson, records, wait_until, weir,
 };
 
 /// The rows of a Delta table by its log and files alone.
@@ -437,7 +437,7 @@ fn check_refused_parameters(server: &Server) {
 #[test]
 fn the_older_api_answers_as_its_clients_expect() {
     let folder = TestFolder::new("");
-    folder.configure("[server]\nhttp = \"127.0.0.1:0\"\n[streams.events]\npreset = \"events\"\n");
+    folder.configure(&format!("{FREE_PORT}[streams.events]\npreset = 'events'\n"));
     let server = start(&folder);
     let event = |kind: &str, ts: i64, city: &str| {
         format!(
@@ -513,7 +513,20 @@ fn sample_records_are_shown_and_compared_without_any_data() {
     assert_eq!(shown["records"][0]["row"]["event_id"], "e");
     assert_eq!(shown["records"][0]["windows"][0]["window"], "by_country");
     assert_eq!(shown["records"][1]["rejected"], "mtime: missing");
-    folder.write("suite.toml", b"[[test]]\nname = \"a yes\"\nfile = \"one.json\"\nfinal = true\nexpect.windows.totals = [{ answer = \"yes\", n = 1, status = \"final\" }]\n[[test]]\nname = \"a no\"\nfile = \"one.json\"\nexpect.records = [{ row.response = \"no\" }]\n");
+    folder.write(
+        "suite.toml",
+        br#"
+[[test]]
+name = "a yes"
+file = "one.json"
+final = true
+expect.windows.totals = [{ answer = "yes", n = 1, status = "final" }]
+[[test]]
+name = "a no"
+file = "one.json"
+expect.records = [{ row.response = "no" }]
+"#,
+    );
     let output = folder.output(&[
         "test",
         "--suite",

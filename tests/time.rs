@@ -9,11 +9,15 @@ const DAY: i64 = 1_440 * MINUTE;
 /// 2024-05-01T10:00:00Z
 const START: i64 = 1_714_557_600_000_000;
 
+const DEVICES: &str = include_str!("../testdata/devices.toml");
+
 /// A folder with a stream `s` from a file of (time, device), and a window `w` by this call.
 fn with_window(records: &[(i64, &str)], window: &str) -> TestFolder {
     let folder = TestFolder::new("");
     folder.configure(&format!(
-        "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"at timestamp not null, dev varchar\"\nselect = \"select at as event_time, dev from s\"\n[windows.w]\nsql = \"select window_start, window_end, count(*) as c from {window} group by 1, 2\"\n"
+        r#"{DEVICES}[windows.w]
+sql = "select window_start, window_end, count(*) as c from {window} group by 1, 2"
+"#
     ));
     let lines = records
         .iter()
@@ -189,7 +193,7 @@ fn an_invalid_zone_is_rejected_with_a_fix() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{window}: {stderr}");
         assert!(
-            stderr.contains("weir.toml:11:") && stderr.contains(message),
+            stderr.contains("weir.toml:12:") && stderr.contains(message),
             "{window}: {stderr}"
         );
     }
@@ -247,9 +251,7 @@ fn local_times_are_shown_without_an_offset_and_others_in_utc() {
 /// Ninety rows, one a minute, with lists of two items, of none, and null.
 fn rows_with_tags() -> TestFolder {
     let folder = TestFolder::new("");
-    folder.configure(
-        "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"n int not null, at timestamp not null, tags array<varchar>\"\nselect = \"select at as event_time, n, tags from s\"\n",
-    );
+    folder.configure(include_str!("../testdata/tagged.toml"));
     let tags = [json!(["a", "b"]), json!([]), Value::Null];
     let record = |n: i64| json!({"n": n, "at": weir::event::rfc3339(START + n * MINUTE), "tags": tags[n as usize % 3]});
     folder.write(
@@ -371,19 +373,19 @@ fn a_select_without_from_is_rejected_with_a_fix() {
             "{stderr}"
         );
     };
-    let stream = "[streams.s]\nschema = \"t bigint not null\"\n";
+    let stream = "[streams.s]\nschema = 't bigint not null'\n";
     let select = "select to_timestamp_millis(t) as event_time";
     check(
-        &format!("{stream}select = \"{select}\"\n"),
+        &format!("{stream}select = '{select}'\n"),
         "weir.toml:4:54: stream `s`: select: `from s` is missing after the columns",
     );
     check(
-        &format!("{stream}select = \"{select} where t > 0\"\n"),
+        &format!("{stream}select = '{select} where t > 0'\n"),
         "weir.toml:4:54: stream `s`: select: `from s` is missing after the columns",
     );
     check(
         &format!(
-            "{stream}select = \"{select} from s\"\n[windows.w]\nsql = \"select window_start, count(*) as n\"\n"
+            "{stream}select = '{select} from s'\n[windows.w]\nsql = 'select window_start, count(*) as n'\n"
         ),
         "window `w`: sql: `from` is missing after the columns",
     );

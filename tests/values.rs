@@ -3,13 +3,18 @@
 
 use serde_json::json;
 
-use crate::support::TestFolder;
+use crate::support::{TestFolder, file_source};
 
 /// A stream `s` of the file `s.ndjson` with the event time `at` and these further fields and columns.
 fn with_stream(schema: &str, select: &str, keys: &str, lines: &[&str]) -> TestFolder {
     let folder = TestFolder::new("");
+    let source = file_source("s");
     folder.configure(&format!(
-        "[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n[streams.s]\nschema = \"n int, at timestamp not null, {schema}\"\nselect = \"\"\"select at as event_time, n, {select} from s\"\"\"\n{keys}\n"
+        r#"{source}[streams.s]
+schema = "n int, at timestamp not null, {schema}"
+select = """select at as event_time, n, {select} from s"""
+{keys}
+"#
     ));
     folder.write("s.ndjson", (lines.join("\n") + "\n").as_bytes());
     folder
@@ -76,7 +81,7 @@ fn big_integers_are_exact_or_rejected() {
         r#""b":1.5"#,
         r#""d":1e400"#,
     ]);
-    let search = "search = { text = [\"m.*\"], exact = [\"t\"] }";
+    let search = r#"search = { text = ["m.*"], exact = ["t"] }"#;
     let folder = with_stream(
         "b bigint, t varchar, d double, m map(varchar, varchar)",
         "b, t, d, m",
@@ -126,7 +131,18 @@ const PAYLOADS: [&str; 8] = [
 #[test]
 fn json_accepts_any_value_and_sql_reads_it() {
     let payloads = lines(PAYLOADS);
-    let keys = "require = [\"p is null or p <> '0'\"]\nsearch = { text = [\"p\"] }\nkey = \"userid\"\n[windows.w]\nsql = \"select window_start, window_end, count(*) filter (where p -> 'a' = '3') as threes, max(p ->> 'userid') as userid from tumble(s, event_time, interval '1 day') group by 1, 2\"\n[tables.\"s.latest\"]\nstream = \"s\"\nkey = \"city\"\nselect = \"select p -> 'to' ->> 'city' as city, p -> 'to' as place\"";
+    let keys = r#"
+require = ["p is null or p <> '0'"]
+search = { text = ["p"] }
+key = "userid"
+[windows.w]
+sql = """select window_start, window_end, count(*) filter (where p -> 'a' = '3') as threes, max(p ->> 'userid') as userid
+         from tumble(s, event_time, interval '1 day') group by 1, 2"""
+[tables."s.latest"]
+stream = "s"
+key = "city"
+select = "select p -> 'to' ->> 'city' as city, p -> 'to' as place"
+"#;
     let select = "p, props, p ->> 'userid' as userid, (p -> 'score')::double as score";
     let folder = with_stream(
         "p json, props map(varchar, varchar)",
@@ -180,7 +196,10 @@ fn json_accepts_any_value_and_sql_reads_it() {
 #[test]
 fn json_is_not_a_key() {
     let window = |sql: &str| format!("[windows.w]\nsql = \"{sql}\"");
-    let table = "[tables.\"s.t\"]\nstream = \"s\"\nkey = \"p\"\nselect = \"select p\"";
+    let table = r#"[tables."s.t"]
+stream = "s"
+key = "p"
+select = "select p""#;
     let cases = [
         ("key = \"p\"".to_owned(), "10:7"),
         ("version = \"p\"\nkey = \"n\"".to_owned(), "10:11"),
@@ -273,7 +292,7 @@ const WILD: [&str; 6] = [
     r#"{"n":5,"at":"2262-04-12T00:00:00Z","v":1}"#,
     r#"{"n":6,"at":"9999-12-31T23:59:59Z","v":1}"#,
 ];
-const AHEAD: &str = "watermark = { max_ahead = \"3650000d\" }";
+const AHEAD: &str = r#"watermark = { max_ahead = "3650000d" }"#;
 
 #[test]
 fn implausible_times_are_dead_letters_until_the_range_allows_them() {
@@ -291,7 +310,7 @@ fn implausible_times_are_dead_letters_until_the_range_allows_them() {
         "weir.toml",
         text.replace(
             AHEAD,
-            &format!("{AHEAD}\ntime_range = [\"0001-01-01\", \"9999-12-31T23:59:59.999Z\"]"),
+            &format!("{AHEAD}\ntime_range = ['0001-01-01', '9999-12-31T23:59:59.999Z']"),
         )
         .as_bytes(),
     );
@@ -306,7 +325,7 @@ fn implausible_times_are_dead_letters_until_the_range_allows_them() {
     assert!(output.status.success());
     wild.write(
         "weir.toml",
-        text.replace(AHEAD, "time_range = [\"2024-01-01\", \"2023-01-01\"]")
+        text.replace(AHEAD, "time_range = ['2024-01-01', '2023-01-01']")
             .as_bytes(),
     );
     let output = wild.output(&["check"]);
@@ -319,7 +338,7 @@ fn implausible_times_are_dead_letters_until_the_range_allows_them() {
 
 #[test]
 fn stored_times_beyond_nanoseconds_do_not_make_queries_fail() {
-    let keys = format!("{AHEAD}\ntime_range = [\"0001-01-01\", \"9999-12-31T23:59:59.999Z\"]");
+    let keys = format!("{AHEAD}\ntime_range = ['0001-01-01', '9999-12-31T23:59:59.999Z']");
     let folder = with_stream("v int", "v", &keys, &WILD);
     folder.once();
     assert_eq!(folder.number("select count(*) from s"), 6);
@@ -388,7 +407,7 @@ fn common_texts_of_times_are_read() {
         r#""s":1714557600000000"#,
     ];
     let lines = lines(times);
-    let zone = "time_zone = \"Europe/Berlin\"";
+    let zone = "time_zone = 'Europe/Berlin'";
     let schema = "t timestamp, s timestamp(s), ms timestamp(ms), us timestamp(us)";
     let folder = with_stream(schema, "t, s, ms, us", zone, &refs(&lines));
     folder.once();
@@ -435,7 +454,10 @@ fn infinities_and_nan_are_values_and_null_in_json() {
         r#""t":"1","g":"m""#,
         r#""t":"-inf","g":"m""#,
     ]);
-    let window = "[windows.w]\nsql = \"select window_start, window_end, g, max(t) as hi, min(t) as lo from tumble(s, event_time, interval '1 day') group by 1, 2, 3\"";
+    let window = r#"
+[windows.w]
+sql = """select window_start, window_end, g, max(t) as hi, min(t) as lo
+         from tumble(s, event_time, interval '1 day') group by 1, 2, 3""""#;
     let folder = with_stream(
         "t varchar, g varchar",
         "g, try_cast(t as double) as t",
@@ -490,13 +512,15 @@ fn times_of_several_formats_are_read_in_one_select() {
     let select =
         "coalesce(to_timestamp(t, '%+', '%Y/%m/%d %H:%M:%S %z'), to_timestamp(t)) as event_time, n";
     let folder = TestFolder::new("");
-    let source =
-        "[[sources]]\nname = \"in\"\ntype = \"file\"\npath = \"in.ndjson\"\nstream = \"s\"\n";
-    let stream = format!(
-        "[streams.s]\nschema = \"n bigint not null, t varchar not null\"\nselect = \"select {select} from s\"\n"
-    );
-    folder.configure(&format!("{source}{stream}"));
-    folder.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
+    let source = file_source("s");
+    folder.configure(&format!(
+        r#"{source}
+[streams.s]
+schema = "n bigint not null, t varchar not null"
+select = "select {select} from s"
+"#
+    ));
+    folder.write("s.ndjson", (lines.join("\n") + "\n").as_bytes());
     folder.once();
     assert_eq!(reasons(&folder), Vec::<String>::new());
     let times: Vec<_> = folder

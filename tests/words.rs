@@ -3,18 +3,14 @@
 
 use serde_json::json;
 
-use crate::support::TestFolder;
+use crate::support::{FREE_PORT, TestFolder, file_source};
 
-const STREAM: &str = "[server]\nhttp = \"127.0.0.1:0\"\n[[sources]]\nname = \"s\"\ntype = \"file\"\npath = \"s.ndjson\"\nstream = \"s\"\n\
-    [streams.s]\nschema = \"n int not null, msg varchar, level varchar, lat double, lon double\"\n\
-    select = \"select to_timestamp_millis(n) as event_time, n, msg, level, lat, lon from s\"\n\
-    search = { text = [\"msg\"], exact = [\"level\"], geo = [\"lat\", \"lon\"] }\n\
-    places = { venue = \"n\", name = \"msg\", lat = \"lat\", lon = \"lon\", event = \"n\", date = \"event_time\" }\n";
+const MESSAGES: &str = include_str!("../testdata/messages.toml");
 
 /// A stopped folder with these texts, numbered from 0.
 fn indexed(texts: &[&str]) -> TestFolder {
     let folder = TestFolder::new("");
-    folder.configure(&STREAM.replace("n int", "n bigint"));
+    folder.configure(MESSAGES);
     let lines = texts
         .iter()
         .enumerate()
@@ -154,8 +150,7 @@ fn an_index_of_other_rules_or_an_older_format_is_rejected_with_a_fix_that_works(
 fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automatically() {
     let folder = TestFolder::new("");
     let stream = |name: &str| {
-        STREAM
-            .replace("n int", "n bigint")
+        MESSAGES
             .replace("streams.s]", &format!("streams.{name}]"))
             .replace("from s\"", &format!("from {name}\""))
     };
@@ -165,18 +160,13 @@ fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automaticall
             .map(|(_, rest)| format!("[streams.{rest}"))
             .expect("a stream")
     };
-    let source = |name: &str| {
-        format!(
-            "[[sources]]\nname = \"{name}\"\ntype = \"file\"\npath = \"{name}.ndjson\"\nstream = \"{name}\"\n"
-        )
-    };
     let all = ["a", "b", "c"];
     let config = all
         .iter()
-        .map(|name| source(name))
+        .map(|name| file_source(name))
         .chain(all.iter().map(|name| stream_only(name)))
         .collect::<String>();
-    folder.configure(&format!("[server]\nhttp = \"127.0.0.1:0\"\n{config}"));
+    folder.configure(&format!("{FREE_PORT}{config}"));
     let line = json!({"n": 1, "msg": "a word", "level": "error"}).to_string() + "\n";
     folder.write("a.ndjson", line.as_bytes());
     folder.write("b.ndjson", line.as_bytes());
@@ -262,7 +252,7 @@ fn hits_show_rebuilt_rows_and_later_columns() {
         hits
     };
     hits(&folder);
-    let stream = STREAM.replace("n int", "n bigint");
+    let stream = MESSAGES;
     let changed = stream.replace("lat, lon from s", "upper(msg) as loud, lat, lon from s");
     folder.configure(&changed);
     folder.once();
@@ -284,7 +274,7 @@ fn hits_show_rebuilt_rows_and_later_columns() {
 #[test]
 fn search_and_nearby_agree_on_invalid_coordinates() {
     let folder = TestFolder::new("");
-    folder.configure(&STREAM.replace("n int", "n bigint"));
+    folder.configure(MESSAGES);
     let places = [
         (10.0, 20.0),
         (10.0, 380.0),
