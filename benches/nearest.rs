@@ -15,7 +15,7 @@ use weir::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
 const VENUES: u64 = 1_000_000;
 const FRAME: u64 = 10_000;
-const QUESTIONS: usize = 20_000;
+const QUERIES: usize = 20_000;
 const RUNS: u64 = 5;
 const TARGET: Duration = Duration::from_millis(1);
 
@@ -28,8 +28,8 @@ select = "select to_timestamp_millis(at) as event_time, id, 'venue' as name, lat
 places = { venue = "id", name = "name", lat = "lat", lon = "lon", event = "show", date = "date", max_venues = 1_000_000 }
 "#;
 
-/// A point anywhere on the earth, as likely here as there.
-fn place(random: &mut SmallRng) -> (f64, f64) {
+/// A point on the earth, uniformly distributed.
+fn random_point(random: &mut SmallRng) -> (f64, f64) {
     (
         random.random_range(-1.0f64..1.0).asin().to_degrees(),
         random.random_range(-180.0..180.0),
@@ -39,7 +39,7 @@ fn place(random: &mut SmallRng) -> (f64, f64) {
 fn frame(first: u64, random: &mut SmallRng) -> Frame {
     let mut records = RecordsBuilder::default();
     for id in first..first + FRAME {
-        let (lat, lon) = place(random);
+        let (lat, lon) = random_point(random);
         let record = format!(r#"{{"id":{id},"at":1465520400000,"lat":{lat},"lon":{lon}}}"#);
         records.push(record.as_bytes());
     }
@@ -53,7 +53,7 @@ fn frame(first: u64, random: &mut SmallRng) -> Frame {
     Frame::data(header, &records, FrameAttributes::default()).expect("memory")
 }
 
-fn filled(folder: &std::path::Path) -> Arc<Places> {
+fn fill(folder: &std::path::Path) -> Arc<Places> {
     let config = weir::config::parse(None, STREAM.into(), None, &|_| None).expect("valid");
     let catalog = Arc::new(Catalog::from_config(&config).expect("valid"));
     let stream = catalog.streams["shows"].clone();
@@ -93,18 +93,18 @@ fn anonymous_kib() -> u64 {
 fn main() -> ExitCode {
     let folder = tempfile::tempdir().expect("a folder");
     let before = anonymous_kib();
-    let places = filled(folder.path());
+    let places = fill(folder.path());
     assert_eq!(places.venues() as u64, VENUES);
     println!(
         "RssAnon of {VENUES} venues beside their file's cache: {} MiB",
         anonymous_kib().saturating_sub(before) / 1024
     );
-    let mut found: Vec<Duration> = (0..RUNS)
+    let mut p99s: Vec<Duration> = (0..RUNS)
         .map(|run| {
             let mut random = SmallRng::seed_from_u64(100 + run);
-            let mut times: Vec<Duration> = (0..QUESTIONS)
+            let mut times: Vec<Duration> = (0..QUERIES)
                 .map(|_| {
-                    let (lat, lon) = place(&mut random);
+                    let (lat, lon) = random_point(&mut random);
                     let begun = Instant::now();
                     let (near, _) = places.nearby(lat, lon, 10, None).expect("an answer");
                     let time = begun.elapsed();
@@ -113,15 +113,15 @@ fn main() -> ExitCode {
                 })
                 .collect();
             times.sort();
-            times[QUESTIONS * 99 / 100]
+            times[QUERIES * 99 / 100]
         })
         .collect();
-    found.sort();
-    let median = found[found.len() / 2];
+    p99s.sort();
+    let median = p99s[p99s.len() / 2];
     println!(
-        "ten nearest of {VENUES} venues, p99 of {QUESTIONS}: median {median:?} of {RUNS} runs ({:?} to {:?}), target {TARGET:?}",
-        found[0],
-        found[found.len() - 1]
+        "ten nearest of {VENUES} venues, p99 of {QUERIES}: median {median:?} of {RUNS} runs ({:?} to {:?}), target {TARGET:?}",
+        p99s[0],
+        p99s[p99s.len() - 1]
     );
     if median <= TARGET {
         ExitCode::SUCCESS

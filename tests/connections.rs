@@ -17,7 +17,7 @@ fn few_connections() -> TestFolder {
     folder
 }
 
-/// Opens a connection and writes to it, as far as somebody reads.
+/// Opens a connection and writes to it, as far as it is read.
 fn write(server: &Server, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(&server.address).expect("a connection");
     stream
@@ -43,7 +43,7 @@ fn silent_clients_do_not_keep_others_out() {
     let post = |path: &str| {
         format!("POST {path} HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1000\r\n\r\n{{")
     };
-    let asks = "GET /openapi.json HTTP/1.1\r\nHost: HOST\r\n\r\n".repeat(400);
+    let pipelined = "GET /openapi.json HTTP/1.1\r\nHost: HOST\r\n\r\n".repeat(400);
     let mut silent: Vec<String> = [
         "sql",
         "backup",
@@ -56,7 +56,7 @@ fn silent_clients_do_not_keep_others_out() {
     .into();
     silent.extend(["", "GET /", "GET /healthz HTTP/1.1\r\nHost: HOST\r\n\r\n"].map(str::to_owned));
     silent.extend([
-        asks,
+        pipelined,
         "GET /x HTTP/1.1\r\nHost: elsewhere\r\n\r\n".repeat(3_000),
     ]);
     for text in silent {

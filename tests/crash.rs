@@ -17,15 +17,15 @@ fn fifty_kills_during_ingest_lose_and_duplicate_nothing() {
         // Anywhere from before the log is opened to long after everything is committed.
         folder.run_and_kill_after(Duration::from_millis(30 + numbers.below(500)));
         if kill % 10 == 9 {
-            folder.once();
+            folder.run_once();
             assert_holds_exactly(&folder, &all[..written]);
         }
     }
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &all[..written]);
     // Windows and entities are those of one run without kills.
     let reference = TestFolder::new("");
     reference.write("in.ndjson", &ndjson(&all[..written]));
-    reference.once();
+    reference.run_once();
     assert_eq!(folder.all_answers(), reference.all_answers());
 }

@@ -15,7 +15,7 @@ impl Damaged {
     fn new() -> Self {
         let folder = TestFolder::new("");
         folder.write("in.ndjson", &ndjson(&records(400, 17)));
-        folder.once();
+        folder.run_once();
         copy(&folder.path("data"), &folder.path("intact"));
         Self {
             folder,
@@ -189,7 +189,7 @@ fn views_that_cannot_be_opened_are_rebuilt() {
         queries.map(|query| damaged.ask(query).expect("an answer")),
         want
     );
-    damaged.folder.once();
+    damaged.folder.run_once();
 }
 
 #[test]

@@ -1,24 +1,10 @@
 //! If the disk fails at any operation, temporarily or permanently, no accepted record is lost or
 //! duplicated.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::support::{FREQUENT_COMMITS, Lcg, TestFolder, assert_holds_exactly, ndjson, records};
-
-/// Builds `disk.c` with the C compiler that the crate needs anyway.
-fn failing_disk(folder: &TestFolder) -> PathBuf {
-    let library = folder.path("disk.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/disk.c");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .arg(&library)
-        .arg(source)
-        .status();
-    assert!(built.expect("a C compiler").success());
-    library
-}
 
 const EIO: u32 = 5;
 const ENOSPC: u32 = 28;
@@ -28,7 +14,7 @@ const PERMANENTLY: u64 = u64::MAX / 2;
 #[test]
 fn a_disk_failure_at_any_operation_loses_and_duplicates_nothing() {
     let folder = TestFolder::new(FREQUENT_COMMITS);
-    let library = failing_disk(&folder);
+    let library = folder.build_library("disk.c");
     let all = records(7_200, 17);
     let mut numbers = Lcg(5);
     let root = folder.path("").canonicalize().expect("a folder");
@@ -73,7 +59,7 @@ fn a_disk_failure_at_any_operation_loses_and_duplicates_nothing() {
         }
         // A successful run has stored everything; the run after a failed one continues from there.
         if !status.success() && run % 3 == 2 || run + 1 == runs {
-            folder.once();
+            folder.run_once();
         } else if !status.success() {
             continue;
         }
@@ -88,6 +74,6 @@ fn a_disk_failure_at_any_operation_loses_and_duplicates_nothing() {
     assert_holds_exactly(&folder, &all[..written]);
     let undisturbed = TestFolder::new("");
     undisturbed.write("in.ndjson", &ndjson(&all[..written]));
-    undisturbed.once();
+    undisturbed.run_once();
     assert_eq!(folder.all_answers(), undisturbed.all_answers());
 }

@@ -36,11 +36,11 @@ fn a_file_that_was_rotated_and_compressed_is_read_once() {
     let folder = with_source("logs");
     let all = ndjson(&records(60, 1));
     folder.write("logs/app.log", &all);
-    folder.once();
+    folder.run_once();
     std::fs::remove_file(folder.path("logs/app.log")).expect("removed");
     folder.write("logs/app.log.1.gz", &gzip(&all));
     folder.write("logs/app.log", &ndjson(&records(5, 2)));
-    folder.once();
+    folder.run_once();
     assert_eq!(raw(&folder), 65);
 }
 
@@ -48,15 +48,15 @@ fn a_file_that_was_rotated_and_compressed_is_read_once() {
 fn other_content_under_the_same_name_is_read_from_its_start_once() {
     let folder = with_source("in.ndjson");
     folder.write("in.ndjson", &ndjson(&records(40, 1)));
-    folder.once();
+    folder.run_once();
     folder.write("in.ndjson", &ndjson(&records(70, 2)));
-    folder.once();
-    folder.once();
+    folder.run_once();
+    folder.run_once();
     assert_eq!(raw(&folder), 110);
     // It became shorter.
     folder.write("in.ndjson", &ndjson(&records(70, 2)[..30]));
-    folder.once();
-    folder.once();
+    folder.run_once();
+    folder.run_once();
     assert_eq!(raw(&folder), 140);
 }
 
@@ -68,15 +68,9 @@ fn one_bad_file_does_not_end_the_source() {
     folder.write("logs/a.gz", &packed[..packed.len() - 9]);
     folder.write("logs/empty", b"");
     folder.write("logs/z.ndjson", &ndjson(&records(20, 2)));
-    let output = folder.output(&["run", "--once"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(String::from_utf8_lossy(&output.stderr).contains("ends too early"));
+    assert!(folder.run_once().contains("ends too early"));
     folder.write("logs/a.gz", &packed);
-    folder.once();
+    folder.run_once();
     assert_eq!(raw(&folder), 70);
 }
 
@@ -89,18 +83,17 @@ fn a_glob_a_link_and_subfolders_are_read() {
     glob.write("other/c", &ndjson(&all[20..]));
     std::os::unix::fs::symlink(glob.path("other/c"), glob.path("logs/c.json")).expect("linked");
     std::os::unix::fs::symlink(glob.path("logs"), glob.path("logs/2024/loop")).expect("linked");
-    glob.once();
+    glob.run_once();
     assert_eq!(raw(&glob), 30);
 }
 
 #[test]
 fn a_run_that_ends_fails_with_the_path_that_does_not_exist() {
     let folder = with_source("later.ndjson");
-    let output = folder.output(&["run", "--once"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("later.ndjson does not exist"));
+    let message = folder.fail(&["run", "--once"], 1);
+    assert!(message.contains("later.ndjson does not exist"), "{message}");
     folder.write("later.ndjson", &ndjson(&records(10, 1)));
-    folder.once();
+    folder.run_once();
     assert_eq!(raw(&folder), 10);
 }
 
@@ -124,7 +117,7 @@ fn a_run_ends_over_a_file_that_does_not_stop_growing() {
             }
             (all.len() as u64, false)
         });
-        folder.once();
+        folder.run_once();
         is_over.store(true, Ordering::Release);
         writer.join().expect("no panic")
     });
@@ -133,7 +126,7 @@ fn a_run_ends_over_a_file_that_does_not_stop_growing() {
         is_cut_short && (100..=written).contains(&read),
         "{read} of {written}"
     );
-    folder.once();
+    folder.run_once();
     assert_eq!(raw(&folder), written);
 }
 

@@ -96,7 +96,7 @@ fn files_of_any_layout_are_read() {
         }
     }
     wanted.sort_unstable();
-    folder.once();
+    folder.run_once();
     assert_eq!(stored(&folder), wanted);
     assert_eq!(dead_letters(&folder), 0);
 }
@@ -125,7 +125,7 @@ fn a_damaged_record_is_one_dead_letter() {
         "in/long.json",
         format!("[{},{long},{}]", record(5), record(6)).as_bytes(),
     );
-    folder.once();
+    folder.run_once();
     let found: Vec<u64> = stored(&folder).into_iter().map(|(n, _)| n).collect();
     assert_eq!(found, [1, 2, 3, 4, 5, 6]);
     let dead = folder
@@ -148,25 +148,25 @@ fn elements_of_a_member_are_records_and_reading_resumes_among_them() {
         elements(0..3_000)
     );
     let more = format!("{{\"Records\":[{}]}}\n", elements(3_000..3_010));
-    // Cut in an element, as by a kill of who writes it; then whole; then with another object behind
-    // it.
+    // Incomplete in an element, as by a kill of the writer; then complete; then with another object
+    // after it.
     folder.write("in.json", &text.as_bytes()[..text.len() / 2]);
-    folder.once();
+    folder.run_once();
     let before = folder.number("select count(*) from a");
     assert!((1_000..2_000).contains(&before), "{before}");
-    for whole in [text.clone(), text.clone() + &more] {
-        folder.write("in.json", whole.as_bytes());
-        folder.once();
+    for complete in [text.clone(), text.clone() + &more] {
+        folder.write("in.json", complete.as_bytes());
+        folder.run_once();
     }
     let found = stored(&folder);
     assert_eq!(
         found.iter().map(|(n, _)| *n).collect::<Vec<_>>(),
         (0..3_010).collect::<Vec<u64>>()
     );
-    let whole = text + &more;
+    let complete = text + &more;
     for (n, offset) in found {
         assert!(
-            whole[offset as usize..].starts_with(&record(n as usize)),
+            complete[offset as usize..].starts_with(&record(n as usize)),
             "{n} at {offset}"
         );
     }

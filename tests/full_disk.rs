@@ -208,7 +208,7 @@ fn after_a_kill_neither_readers_nor_the_start_need_space_outside_the_data_folder
 fn a_start_removes_temporary_files_of_a_killed_process() {
     let folder = TestFolder::new("");
     folder.write("in.ndjson", &ndjson(&records(200, 2)));
-    folder.once();
+    folder.run_once();
     let before = folder.number("select count(*) from raw");
     let data = folder.path("data");
     let leftovers = [
@@ -232,7 +232,7 @@ fn a_start_removes_temporary_files_of_a_killed_process() {
             .and_then(|f| f.set_modified(long_ago))
             .expect("set");
     }
-    folder.once();
+    folder.run_once();
     let remaining: Vec<&PathBuf> = leftovers.iter().filter(|path| path.exists()).collect();
     assert_eq!(remaining, Vec::<&PathBuf>::new());
     assert_eq!(folder.number("select count(*) from raw"), before);

@@ -278,7 +278,7 @@ fn duplicate_requests_have_rows_only_in_raw_even_after_a_restart_and_a_rebuild()
         folder.number("select count(*) from dead_letters"),
     );
     assert_eq!(dead, 3);
-    for what in [
+    for view in [
         "rsvps",
         "dead_letters",
         "by_country",
@@ -287,12 +287,7 @@ fn duplicate_requests_have_rows_only_in_raw_even_after_a_restart_and_a_rebuild()
         "search",
         "places",
     ] {
-        let output = folder.output(&["rebuild", what]);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        folder.succeed(&["rebuild", view]);
     }
     assert_eq!(folder.all_answers(), wanted);
     assert_eq!(kinds(&folder), before);

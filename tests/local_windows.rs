@@ -136,19 +136,19 @@ fn windows_of_local_time_are_those_of_brute_force() {
             let catalog = catalog(&window(&sql, &keys).replace("100d", "1000d"));
             let rows = check_any_split(&catalog, &records, true);
             let counts = local_brute_force(&records, &starts, steps, lateness * 3_600 * SECOND);
-            let of = |start: i64| counts.get(&start).cloned().unwrap_or_default();
+            let counts_from = |start: i64| counts.get(&start).cloned().unwrap_or_default();
             if late == "update" && steps > 1 {
                 for (found, start) in slides(&rows["w_versions"], &starts).iter().zip(&starts) {
-                    assert_eq!(*found, (time(*start), of(*start)), "{zone} {call}");
+                    assert_eq!(*found, (time(*start), counts_from(*start)), "{zone} {call}");
                 }
                 continue;
             }
             // A sliding window emits only what differs from the previous slide.
             let mut want = BTreeMap::new();
             for (before, start) in starts.iter().zip(&starts[1..]) {
-                if steps == 1 || of(*start) != of(*before) {
+                if steps == 1 || counts_from(*start) != counts_from(*before) {
                     want.extend(
-                        of(*start)
+                        counts_from(*start)
                             .into_iter()
                             .map(|(k, n)| ((time(*start), json!(k).to_string()), vec![json!(n)])),
                     );

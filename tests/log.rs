@@ -158,7 +158,7 @@ fn a_log_truncated_below_the_views_exits_with_65_and_changes_nothing() {
     let folder = TestFolder::new("");
     let all = records(2_000, 3);
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     copy(&folder.path("data"), &folder.path("good"));
     let segment = files(&folder.path("data/log"))
         .into_keys()
@@ -168,18 +168,12 @@ fn a_log_truncated_below_the_views_exits_with_65_and_changes_nothing() {
     bytes[2_000..].fill(0);
     std::fs::write(&segment, bytes).expect("writable");
     let before = files(&folder.path("data/log"));
-    let output = folder.output(&["run", "--once"]);
-    assert_eq!(
-        output.status.code(),
-        Some(65),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.fail(&["run", "--once"], 65);
     assert_eq!(files(&folder.path("data/log")), before);
     // The earlier copy of the folder opens.
     std::fs::remove_dir_all(folder.path("data")).expect("removable");
     std::fs::rename(folder.path("good"), folder.path("data")).expect("movable");
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &all);
 }
 
@@ -187,7 +181,7 @@ fn a_log_truncated_below_the_views_exits_with_65_and_changes_nothing() {
 fn newer_formats_exit_with_65() {
     let folder = TestFolder::new("");
     folder.write("in.ndjson", &ndjson(&records(50, 1)));
-    folder.once();
+    folder.run_once();
     for (subfolder, what) in [
         ("data/log", "log format"),
         ("data/operators", "snapshot format"),
@@ -200,12 +194,10 @@ fn newer_formats_exit_with_65() {
         let mut newer = good.clone();
         newer[8] = 99;
         std::fs::write(&path, &newer).expect("writable");
-        let output = folder.output(&["run", "--once"]);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(65), "{message}");
+        let message = folder.fail(&["run", "--once"], 65);
         assert!(message.contains(what), "{message}");
         assert_eq!(std::fs::read(&path).expect("readable"), newer);
         std::fs::write(&path, good).expect("writable");
     }
-    folder.once();
+    folder.run_once();
 }

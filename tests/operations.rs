@@ -45,14 +45,14 @@ fn backups_taken_during_ingest_hold_exactly_the_records_accepted_until_then() {
             "select count(*) from raw where kind = 'record' and lsn <= {lsn}"
         ));
         let copy = restored(to);
-        copy.once();
+        copy.run_once();
         assert_holds_exactly(&copy, &all[..count as usize]);
     }
     // The same verb copies a stopped folder; a target that is not empty is refused.
     let to = folder.path("stopped");
     folder.ask(&["backup", to.to_str().expect("text")]);
     let copy = restored(&to);
-    copy.once();
+    copy.run_once();
     assert_holds_exactly(&copy, &all);
     assert_eq!(
         folder
@@ -90,7 +90,7 @@ fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_droppe
     folder.configure(&format!("{FILE_ONLY}retention = '3h'\n"));
     let all = minutes(10 * 60);
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     // The last answer comes at 09:59, less ten seconds and three hours: everything before 06:00 is
     // gone.
     let shown = |hour: u64| {
@@ -108,7 +108,7 @@ fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_droppe
         600,
         "raw has its own retention"
     );
-    folder.once();
+    folder.run_once();
     shown(6);
     let want: Vec<String> = (6..10)
         .map(|hour| format!("year=2016/month=6/day=10/hour={hour}"))
@@ -116,7 +116,7 @@ fn rows_below_the_retention_floor_are_hidden_at_once_and_their_partitions_droppe
     assert_eq!(hours(&folder, "rsvps"), want);
     // A record below the floor is refused with its reason, and stays in raw.
     folder.write("in.ndjson", &ndjson(&[all.as_slice(), &all[..1]].concat()));
-    folder.once();
+    folder.run_once();
     shown(6);
     let dead = folder.rows("select reason from dead_letters");
     assert!(
@@ -143,9 +143,9 @@ fn above_the_disk_limit_the_oldest_hours_are_dropped_and_all_answers_agree() {
     }
     for part in 1..=4 {
         folder.write("in.ndjson", &ndjson(&all[..part * all.len() / 4]));
-        folder.once();
+        folder.run_once();
     }
-    folder.once();
+    folder.run_once();
     let files = folder.number("select sum(bytes) from weir.files");
     assert!(files < 28 << 20, "{files} bytes in files");
     let left = folder.number("select count(*) from rsvps");
@@ -200,10 +200,10 @@ fn a_view_that_lags_the_snapshots_replays_to_the_same_rows() {
     let folder = TestFolder::new("");
     let all = records(1_200, 35);
     folder.write("in.ndjson", &ndjson(&all[..500]));
-    folder.once();
+    folder.run_once();
     copy(&folder.path("data"), &folder.path("half"));
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     let want = folder.all_answers();
     copy(&folder.path("data"), &folder.path("whole"));
     // Each view in turn is reset to its state after half the records; the snapshots are ahead of it.
@@ -226,7 +226,7 @@ fn a_view_that_lags_the_snapshots_replays_to_the_same_rows() {
         } else {
             std::fs::copy(&half, &data).expect("a file");
         }
-        folder.once();
+        folder.run_once();
         assert_eq!(folder.all_answers(), want, "{view}");
         assert_holds_exactly(&folder, &all);
     }
@@ -267,11 +267,11 @@ fn a_running_query_is_ended_by_its_id() {
 #[test]
 fn a_server_stopped_during_recovery_resumes_at_the_next_start() {
     let folder = TestFolder::new("");
-    folder.once();
+    folder.run_once();
     copy(&folder.path("data"), &folder.path("empty"));
     let all = records(6_000, 37);
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     // The log holds everything, and no view has any of it.
     std::fs::rename(folder.path("data"), folder.path("whole")).expect("movable");
     std::fs::rename(folder.path("empty"), folder.path("data")).expect("movable");
@@ -290,12 +290,7 @@ fn a_server_stopped_during_recovery_resumes_at_the_next_start() {
             .expect("it can be asked to stop");
         assert!(child.wait().expect("it ends").success());
     }
-    let output = folder.output(&["run", "--once"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.run_once();
     assert_holds_exactly(&folder, &all);
 }
 
@@ -332,11 +327,11 @@ places = {{ venue = "venue_id", name = "venue_name", lat = "lat", lon = "lon", e
         )
     };
     folder.write("in.ndjson", &ndjson(&all[..20]));
-    folder.once();
+    folder.run_once();
     let (venues, events) = near();
     assert!(venues == [1] && events > 0, "{venues:?} {events}");
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     let (venues, events) = near();
     assert!(venues == [2] && events > 0, "{venues:?} {events}");
     assert_eq!(

@@ -67,13 +67,8 @@ fn a_file_that_is_newest_first_fills_the_windows_of_the_same_file_sorted_by_hand
         let check = folder.output(&["check"]);
         let path = folder.path("quakes.geojson");
         let test = folder.output(&["test", path.to_str().expect("text"), "--final"]);
-        let output = folder.output(&["run", "--once", "--final"]);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let warnings = [&check.stderr, &test.stderr, &output.stderr]
+        let messages = folder.succeed(&["run", "--once", "--final"]);
+        let warnings = [&check.stderr, &test.stderr, messages.as_bytes()]
             .map(|text| String::from_utf8_lossy(text).contains("disorder"));
         let sample: Value = serde_json::from_slice(&test.stdout).expect("JSON");
         (
@@ -107,7 +102,7 @@ fn a_file_that_is_newest_first_fills_the_windows_of_the_same_file_sorted_by_hand
             .zip(&sorted.3)
             .all(|(ordinal, row)| row["source_offset"] == json!(ordinal))
     );
-    // Without it, each says what would help.
+    // Without it, each names the setting that would help.
     let unsorted = run("", &newest_first);
     assert_eq!(unsorted.2, [true; 3]);
     assert!(
@@ -158,14 +153,14 @@ fn kills_while_a_file_is_sorted_and_ingested_lose_and_duplicate_nothing() {
         met += u32::from(spilled.join("0").exists());
     }
     assert!(met > 0, "no kill met the files of sorting");
-    folder.once();
-    folder.once();
+    folder.run_once();
+    folder.run_once();
     assert!(!spilled.exists());
     all.sort_by_key(|record| record["mtime"].as_i64());
     assert_holds_exactly(&folder, &all);
     let undisturbed = TestFolder::new("");
     undisturbed.write("in.ndjson", &ndjson(&all));
-    undisturbed.once();
+    undisturbed.run_once();
     assert_eq!(folder.all_answers(), undisturbed.all_answers());
     assert_eq!(folder.number("select count(*) from rsvps.late"), 0);
 }
@@ -191,11 +186,11 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
         let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
         answer["rows"].get(0).cloned()
     };
-    let is = |state: &str| source().is_some_and(|row| row["state"] == state);
-    wait_until("it waits for its file", || is("waiting"));
+    let has_state = |state: &str| source().is_some_and(|row| row["state"] == state);
+    wait_until("it waits for its file", || has_state("waiting"));
     let text = ndjson(&quakes()[..50]);
     folder.write("quakes.ndjson", &text);
-    wait_until("it has read the file", || is("ended"));
+    wait_until("it has read the file", || has_state("ended"));
     wait_until("it is counted", || {
         folder.number("select count(*) from quakes") == 50
     });
@@ -205,7 +200,7 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
         "quakes.ndjson",
         &[&text[..], &ndjson(&quakes()[50..51])].concat(),
     );
-    wait_until("it halts", || is("halted"));
+    wait_until("it halts", || has_state("halted"));
     let reason = source().expect("a source")["reason"].to_string();
     assert!(
         reason.contains("50 of 50 records") && reason.contains("another name"),
@@ -214,11 +209,9 @@ fn a_server_reads_the_file_once_and_halts_when_it_changes() {
     assert_eq!(folder.number("select count(*) from quakes"), 50);
     server.kill().expect("it can be killed");
     server.wait().expect("it ends");
-    let output = folder.output(&["run", "--once"]);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    let error = folder.fail(&["run", "--once"], 1);
     assert!(error.contains("restore that file"), "{error}");
     folder.write("quakes.ndjson", &text);
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.number("select count(*) from quakes"), 50);
 }

@@ -70,7 +70,7 @@ fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
             line.starts_with("weir: ") && line.contains(&format!("the thread `{thread}` panicked"))
         });
         assert!(is_reported, "{arguments:?}, {thread}: {errors}");
-        folder.once();
+        folder.run_once();
         assert_eq!(
             folder.number("select count(*) from raw where kind = 'record'"),
             all.len() as u64,
@@ -91,13 +91,13 @@ fn a_panic_in_a_query_is_its_own_error() {
         folder.command(&["run"]).env(PANIC, "sql"),
         &folder.path("data"),
     );
-    let question = json!({"sql": "select 1"}).to_string();
+    let query = json!({"sql": "select 1"}).to_string();
     for _ in 0..10 {
         let (status, answer) = server.request(
             "POST",
             "/api/v1/sql",
             &[("Content-Type", "application/json")],
-            question.as_bytes(),
+            query.as_bytes(),
         );
         assert_eq!(
             (status, &answer["error"]["code"]),

@@ -1,4 +1,4 @@
-//! `[lake] partition`: a table stays split as it is until it is rebuilt, and says when hours hold
+//! `[lake] partition`: a table keeps its partitions until it is rebuilt, and a note reports hours with
 //! too little.
 
 use std::fmt::Write;
@@ -23,7 +23,7 @@ fn readings(folder: &TestFolder, hours: std::ops::Range<u64>) {
     folder.write("in.ndjson", text.as_bytes());
 }
 
-fn said(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
@@ -74,15 +74,15 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     let folder = TestFolder::new("");
     configure(&folder, "hour");
     readings(&folder, 0..40);
-    folder.once();
+    folder.run_once();
     configure(&folder, "day");
     readings(&folder, 40..80);
     let output = folder.output(&["run", "--once"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     // It is reported, and the tables stay as they are.
     for text in [
-        said(&output),
-        said(&folder.output(&["check"])),
+        printed(&output),
+        printed(&folder.output(&["check"])),
         notes(&folder),
     ] {
         assert!(
@@ -97,7 +97,7 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     assert_eq!(folder.number("select count(*) from s"), 80);
     let before = answers(&folder);
     let output = folder.output(&["rebuild", "s", "w", "dead_letters"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     for table in ["s", "w_versions"] {
         assert_eq!(
             partitioned_by(&folder, table),
@@ -108,7 +108,7 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
     assert_eq!(answers(&folder), before);
     assert_eq!(notes(&folder), "[]");
     readings(&folder, 80..100);
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.number("select count(*) from s"), 100);
     assert_eq!(folder.number("select count(distinct day) from s"), 5);
     // The other partitioning, while a server runs.
@@ -121,7 +121,7 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
         folder.output(&["status"]).status.success() && folder.path("data/address.json").exists()
     });
     let output = folder.output(&["rebuild", "s"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     assert_eq!(folder.number("select count(distinct hour) from s"), 24);
     assert_eq!(folder.number("select count(*) from s"), 100);
     server.kill().and_then(|()| server.wait()).expect("it ends");
@@ -129,7 +129,7 @@ fn a_changed_partition_waits_for_a_rebuild_and_nothing_is_lost() {
         partitioned_by(&folder, "s"),
         ["year", "month", "day", "hour"]
     );
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.number("select count(*) from s where hour = 3"), 4);
 }
 
@@ -139,22 +139,22 @@ fn hours_with_few_rows_are_reported_with_a_remedy() {
     configure(&folder, "hour");
     readings(&folder, 0..1_010);
     let output = folder.output(&["run", "--once"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     let parts = [
         "the table s has 1010 hours",
         r#"`[lake] partition = "day"`"#,
         "`weir rebuild s`",
     ];
     for text in [
-        said(&output),
-        said(&folder.output(&["check"])),
+        printed(&output),
+        printed(&folder.output(&["check"])),
         notes(&folder).replace("\\\"", "\""),
     ] {
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     }
     configure(&folder, "day");
     let output = folder.output(&["rebuild", "s"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     let days = folder.rows("select distinct year, month, day from s");
     assert_eq!(folder.number("select count(*) from s"), 1_010);
     assert!(

@@ -35,7 +35,7 @@ const FILE_ROWS: usize = 1_000;
 const GROUP_ROWS: usize = 300;
 const PAGE_ROWS: usize = 40;
 /// Rows in memory, in the order of their LSNs.
-const HOT_ROWS: usize = 280;
+const UNFLUSHED_ROWS: usize = 280;
 
 fn schema() -> SchemaRef {
     let utc = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
@@ -64,7 +64,7 @@ fn schema() -> SchemaRef {
 
 /// A value that ascends with the row, more or less, and now and then is null; some runs of rows
 /// have one value, or none.
-fn about(numbers: &mut Lcg, row: usize) -> Option<i64> {
+fn ascending(numbers: &mut Lcg, row: usize) -> Option<i64> {
     let run = row / 60 % 5;
     let value = match run {
         0 => 0,
@@ -129,7 +129,7 @@ fn rows(schema: &SchemaRef, first: usize, count: usize, numbers: &mut Lcg) -> Re
     let mut values = |of: fn(&mut Lcg, usize) -> Option<i64>| -> Vec<Option<i64>> {
         all.clone().map(|row| of(numbers, row)).collect()
     };
-    let (number, small, day, local) = (values(about), values(about), values(about), values(about));
+    let [number, small, day, local] = [(); 4].map(|()| values(ascending));
     let times = all
         .clone()
         .map(|row| START + row as i64 * 1_700_000 / 2 / 1_000 * 1_000);
@@ -312,7 +312,7 @@ impl Tables {
             ..Change::default()
         };
         table.commit(&change, &[]).expect("committed");
-        batches.push(rows(&spec.schema, 4 * FILE_ROWS, HOT_ROWS, numbers));
+        batches.push(rows(&spec.schema, 4 * FILE_ROWS, UNFLUSHED_ROWS, numbers));
         table.push(
             Some(UnflushedRows::Rows(batches[4].clone())),
             None,
@@ -491,7 +491,7 @@ fn filters_that_choose_pages_give_the_rows_that_they_give_in_memory() {
         let rows = tables.compare(&format!(
             "select lsn, event_time, text, double from t where {filter} order by lsn"
         ));
-        found[usize::from(rows > 0) + usize::from(rows == 4 * FILE_ROWS + HOT_ROWS)] += 1;
+        found[usize::from(rows > 0) + usize::from(rows == 4 * FILE_ROWS + UNFLUSHED_ROWS)] += 1;
         match n % 4 {
             0 => tables.compare(&format!("select * from t where {filter} order by event_time desc, lsn limit 5")),
             1 => tables.compare(&format!("select count(*), min(number), max(text), count(words) from t where {filter}")),

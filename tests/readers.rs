@@ -61,7 +61,7 @@ snapshot = "1h"
         folder.ask(&["sql", "select 1 as one"])["as_of"]["pending"],
         0
     );
-    folder.once();
+    folder.run_once();
     for query in [
         &["sql", "select count(*) as n from rsvps"][..],
         &["count"],
@@ -125,14 +125,14 @@ snapshot = "1h"
 fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
     let folder = TestFolder::new(FREE_PORT);
     folder.write("in.ndjson", &ndjson(&records(50, 32)));
-    folder.once();
+    folder.run_once();
     // A reader that holds the folder until the test releases it.
     let lock = std::fs::File::options()
         .read(true)
         .write(true)
         .open(folder.path("data/lock"))
         .expect("it exists");
-    lock.lock_shared().expect("nobody works on it");
+    lock.lock_shared().expect("it is not locked");
     let mut server = folder
         .command(&["run"])
         .stderr(Stdio::piped())
@@ -187,19 +187,18 @@ fn a_start_waits_for_readers_and_new_readers_wait_for_the_start() {
 #[test]
 fn the_pid_of_a_process_without_a_port_is_reported_at_once() {
     let folder = TestFolder::new("");
-    folder.once();
+    folder.run_once();
     let lock = std::fs::File::options()
         .read(true)
         .write(true)
         .open(folder.path("data/lock"))
         .expect("it exists");
-    lock.lock().expect("nobody works on it");
+    lock.lock().expect("it is not locked");
     for verb in [&["sql", "select 1"][..], &["run", "--once"]] {
-        let output = folder.output(verb);
-        assert_eq!(output.status.code(), Some(75));
+        let message = folder.fail(verb, 75);
         assert!(
-            String::from_utf8_lossy(&output.stderr).contains("in use by process "),
-            "{verb:?}"
+            message.contains("in use by process "),
+            "{verb:?}: {message}"
         );
     }
 }

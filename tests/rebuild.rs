@@ -102,13 +102,9 @@ fn add_noise(records: &mut [Value]) {
     }
 }
 
-fn rebuild(folder: &TestFolder, what: &[&str]) {
-    let output = folder.output(&[&["rebuild"], what].concat());
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+/// Rebuilds these views; returns the messages.
+fn rebuild(folder: &TestFolder, views: &[&str]) -> String {
+    folder.succeed(&[&["rebuild"], views].concat())
 }
 
 const ALL_VIEWS: [&str; 19] = [
@@ -143,28 +139,24 @@ fn views_rebuilt_under_a_changed_configuration_equal_views_built_under_it() {
     folder.configure(&before);
     for part in [2_000, 4_000, 7_000] {
         folder.write("in.ndjson", &ndjson(&all[..part]));
-        folder.once();
+        folder.run_once();
     }
     assert!(
         !folder.path("data/log/0000000000000001.seg").exists(),
         "the log was trimmed"
     );
     folder.configure(&after);
-    let refused = folder.output(&["run", "--once"]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(
-        String::from_utf8_lossy(&refused.stderr).contains("weir rebuild"),
-        "it names the remedy"
-    );
+    let message = folder.fail(&["run", "--once"], 2);
+    assert!(message.contains("weir rebuild"), "{message}");
     rebuild(&folder, &ALL_VIEWS);
     reference.configure(&after);
     reference.write("in.ndjson", &ndjson(&all[..7_000]));
-    reference.once();
+    reference.run_once();
     assert_same(&folder, &reference, true);
     // The operators continue from there.
     for side in [&folder, &reference] {
         side.write("in.ndjson", &ndjson(&all));
-        side.once();
+        side.run_once();
     }
     assert_same(&folder, &reference, true);
     assert!(!folder.path("data/rebuild/search.rsvps").exists());
@@ -222,27 +214,25 @@ fn rows_of_the_stream_replace_the_lost_beginning_of_raw() {
     folder.configure(&before);
     for part in [1_500, 3_000, 4_500] {
         folder.write("in.ndjson", &ndjson(&all[..part]));
-        folder.once();
+        folder.run_once();
     }
     let first = shorten_raw(&folder, 3_000);
     assert!((1_500..4_500).contains(&first), "{first}");
     folder.configure(&after);
-    let output = folder.output(&[&["rebuild"], &ALL_VIEWS[..]].concat());
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{stderr}");
+    let messages = rebuild(&folder, &ALL_VIEWS);
     let note = format!(
         "`raw` begins with record {first}; what came before is taken from the rows of rsvps"
     );
     assert!(
-        stderr.contains(&note) && stderr.contains("taken from the rows of dead letters"),
-        "{stderr}"
+        messages.contains(&note) && messages.contains("taken from the rows of dead letters"),
+        "{messages}"
     );
     reference.configure(&after);
     for part in [4_500, 5_500] {
         reference.write("in.ndjson", &ndjson(&all[..part]));
         folder.write("in.ndjson", &ndjson(&all[..part]));
-        folder.once();
-        reference.once();
+        folder.run_once();
+        reference.run_once();
         assert_same_except(&folder, &reference, true, "raw");
     }
     assert_eq!(folder.number("select count(*) from dead_letters"), 1);
@@ -265,7 +255,7 @@ retention = "400d"
     add_noise(&mut all);
     for part in [5_000, 9_000, 12_000] {
         folder.write("in.ndjson", &ndjson(&all[..part]));
-        folder.once();
+        folder.run_once();
     }
     let rows = |what: &str| folder.rows(what);
     let minutes = "select window_start, n, more, status from minutes order by window_start, status";
@@ -278,12 +268,8 @@ retention = "400d"
         "{first_minute} {first_row}: the window reaches further back"
     );
     shorten_raw(&folder, 8_000);
-    let output = folder.output(&["rebuild", "minutes", "rsvps.sessions"]);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        output.status.success() && stderr.contains("stay as they were"),
-        "{stderr}"
-    );
+    let messages = rebuild(&folder, &["minutes", "rsvps.sessions"]);
+    assert!(messages.contains("stay as they were"), "{messages}");
     assert_eq!(rows(minutes), old_minutes);
     assert_eq!(rows(sessions), old_sessions);
 }
@@ -294,9 +280,9 @@ fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
     let (folder, reference) = (TestFolder::new(""), TestFolder::new(""));
     folder.configure(FILE_ONLY);
     folder.write("in.ndjson", &ndjson(&all[..5_000]));
-    folder.once();
+    folder.run_once();
     folder.configure(&format!("{FILE_ONLY}{ADDED_TABLES}"));
-    let what = [
+    let arguments = [
         "rebuild",
         "guests",
         "rsvps.answers",
@@ -309,7 +295,7 @@ fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
     let mut numbers = Lcg(3);
     for _ in 0..14 {
         let mut child = folder
-            .command(&what)
+            .command(&arguments)
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("the binary runs");
@@ -319,11 +305,11 @@ fn a_rebuild_killed_at_any_moment_resumes_and_ends_the_same() {
         // The old views answer, whatever was interrupted.
         assert_eq!(folder.number("select count(*) from rsvps"), 5_000);
     }
-    rebuild(&folder, &what[1..]);
+    rebuild(&folder, &arguments[1..]);
     reference.configure(&format!("{FILE_ONLY}{ADDED_TABLES}"));
     for side in [&folder, &reference] {
         side.write("in.ndjson", &ndjson(&all));
-        side.once();
+        side.run_once();
     }
     assert_same(&folder, &reference, false);
 }
@@ -371,11 +357,11 @@ fn a_server_keeps_serving_while_its_views_are_rebuilt() {
     server.stop();
     reference.configure(&format!("{FILE_ONLY}{ADDED_TABLES}"));
     reference.write("in.ndjson", &ndjson(&all));
-    reference.once();
+    reference.run_once();
     // A server's partition does not end with the run, so open windows differ: all are closed on both
     // sides.
     for side in [&folder, &reference] {
-        assert!(side.output(&["run", "--once", "--final"]).status.success());
+        side.succeed(&["run", "--once", "--final"]);
     }
     assert_same(&folder, &reference, false);
 }
@@ -601,7 +587,7 @@ fn frames_from_raw_equal_those_of_the_log_from_any_record_on() {
 fn a_view_that_cannot_be_rebuilt_is_an_error() {
     let folder = TestFolder::new("");
     folder.write("in.ndjson", &ndjson(&records(10, 1)));
-    folder.once();
+    folder.run_once();
     for (what, code, part) in [
         (
             &["rebuild", "nothing"][..],
@@ -616,9 +602,7 @@ fn a_view_that_cannot_be_rebuilt_is_an_error() {
         (&["rebuild"][..], 2, "required"),
         (&["rebuild", "raw"][..], 2, "cannot be rebuilt"),
     ] {
-        let output = folder.output(what);
-        assert_eq!(output.status.code(), Some(code), "{what:?}");
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(stderr.contains(part), "{what:?}: {stderr}");
+        let message = folder.fail(what, code);
+        assert!(message.contains(part), "{what:?}: {message}");
     }
 }

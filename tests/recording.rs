@@ -14,10 +14,10 @@ fn every_answer_agrees_with_a_recount_and_a_second_run_adds_nothing() {
     let folder = TestFolder::new("");
     let all = records(5_000, 1);
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &all);
     let before = folder.all_answers();
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.all_answers(), before);
 }
 
@@ -26,11 +26,11 @@ fn two_halves_with_a_restart_answer_as_one_run() {
     let all = records(3_000, 2);
     let (whole, halves) = (TestFolder::new(""), TestFolder::new(""));
     whole.write("in.ndjson", &ndjson(&all));
-    whole.once();
+    whole.run_once();
     halves.write("in.ndjson", &ndjson(&all[..1_234]));
-    halves.once();
+    halves.run_once();
     halves.write("in.ndjson", &ndjson(&all));
-    halves.once();
+    halves.run_once();
     assert_eq!(whole.all_answers(), halves.all_answers());
 }
 
@@ -39,7 +39,7 @@ fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
     let all = records(400, 4);
     let plain = TestFolder::new("");
     plain.write("in.ndjson", &ndjson(&all));
-    plain.once();
+    plain.run_once();
     let want = plain.all_answers();
     let config = |path: &str| FILE_ONLY.replace("in.ndjson", path);
     let gzip = |bytes: &[u8]| {
@@ -60,8 +60,8 @@ fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
         let folder = TestFolder::new("");
         folder.write(name, &bytes);
         folder.configure(&config(name));
-        folder.once();
-        folder.once();
+        folder.run_once();
+        folder.run_once();
         let mut got = folder.all_answers();
         got.insert("raw".into(), want["raw"].clone());
         assert_eq!(got, want, "{name}");
@@ -71,10 +71,10 @@ fn gzip_array_folder_and_doubly_encoded_lines_are_the_same_records() {
     folder.write("many/a.ndjson", &ndjson(&all[..150]));
     folder.write("many/b.ndjson.gz", &gzip(&ndjson(&all[150..])));
     folder.configure(&config("many"));
-    folder.once();
+    folder.run_once();
     // A renamed file is not read again.
     std::fs::rename(folder.path("many/a.ndjson"), folder.path("many/c.ndjson")).expect("movable");
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.all_answers(), want);
 }
 
@@ -85,8 +85,8 @@ fn a_partial_line_is_reported_once_and_read_whole_when_it_is_completed() {
     let folder = TestFolder::new("");
     let cut = whole.len() - 200;
     folder.write("in.ndjson", &whole[..cut]);
-    folder.once();
-    folder.once();
+    folder.run_once();
+    folder.run_once();
     assert_eq!(folder.number("select count(*) from rsvps"), 99);
     assert_eq!(folder.number("select count(*) from dead_letters"), 1);
     let mut file = std::fs::OpenOptions::new()
@@ -98,7 +98,7 @@ fn a_partial_line_is_reported_once_and_read_whole_when_it_is_completed() {
         folder.number("select count(*) from dead_letters where retried_lsn is not null"),
         0
     );
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.number("select count(*) from rsvps"), 100);
     assert_eq!(folder.number("select count(*) from dead_letters"), 1);
     let marked = folder
@@ -108,7 +108,7 @@ fn a_partial_line_is_reported_once_and_read_whole_when_it_is_completed() {
         1,
         "the dead letter names the record that the line became"
     );
-    folder.once();
+    folder.run_once();
     assert_eq!(
         folder.number("select count(retried_lsn) from dead_letters"),
         1
@@ -130,11 +130,11 @@ fn a_file_replaced_under_its_name_while_running_is_read_once() {
     std::fs::rename(folder.path("copy"), folder.path("in.ndjson")).expect("movable");
     wait_until("the rest is read", || counted(&folder) >= 300);
     child.kill().and_then(|()| child.wait()).expect("it ends");
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &all);
 }
 
-/// Rows by a question that may come too early.
+/// Rows by a query that may come too early.
 fn counted(folder: &TestFolder) -> u64 {
     let output = folder.output(&["sql", "select count(*) as n from rsvps", "--output", "csv"]);
     String::from_utf8_lossy(&output.stdout)
@@ -160,7 +160,7 @@ fn after_a_kill_the_folder_still_answers_and_counts_pending_records() {
         answer["as_of"]["pending"].as_u64() >= Some(missing),
         "{answer}"
     );
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.number("select count(*) from rsvps"), 200);
 }
 
@@ -174,18 +174,18 @@ fn recordings_agree_with_a_recount() {
         .collect();
     let folder = TestFolder::new("");
     folder.write("in.ndjson", &bytes);
-    folder.once();
+    folder.run_once();
     assert_eq!(
         folder.number("select count(*) from rsvps"),
         all.len() as u64
     );
-    let acts = duplicates(&all).iter().filter(|r| !**r).count() as u64;
+    let distinct = duplicates(&all).iter().filter(|r| !**r).count() as u64;
     assert_eq!(
         folder.number("select count(*) from rsvps where not is_duplicate"),
-        acts
+        distinct
     );
-    assert_eq!(folder.ask(&["count"])["count"], acts);
-    // A question about seconds that are not whole reads the edges from the table.
+    assert_eq!(folder.ask(&["count"])["count"], distinct);
+    // A query about seconds that are not whole reads the edges from the table.
     let from = all[100]["mtime"].as_i64().expect("a number");
     let to = from + 61_234;
     let inside = |r: &&Value| (from..to).contains(&r["mtime"].as_i64().expect("a number"));

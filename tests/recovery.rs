@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -468,7 +468,7 @@ fn a_view_below_a_trimmed_log_continues_from_a_newer_snapshot_or_reports_missing
 fn a_snapshot_above_the_log_is_an_error_and_nothing_changes() {
     let folder = TestFolder::new("");
     folder.write("in.ndjson", &ndjson(&records(300, 1)));
-    folder.once();
+    folder.run_once();
     let newest = files(&folder.path("data/operators"))
         .into_keys()
         .next_back()
@@ -477,9 +477,7 @@ fn a_snapshot_above_the_log_is_an_error_and_nothing_changes() {
     std::fs::copy(&newest, &ahead).expect("writable");
     let before = files(&folder.path("data"));
     for verb in [&["run", "--once"][..], &["sql", "select 1"], &["compact"]] {
-        let output = folder.output(verb);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(65), "{verb:?}: {message}");
+        let message = folder.fail(verb, 65);
         assert!(
             message.contains("983040") && message.contains("the log ends with record"),
             "{verb:?}: {message}"
@@ -500,32 +498,8 @@ fn a_snapshot_above_the_log_is_an_error_and_nothing_changes() {
             .collect::<Vec<_>>()
     );
     std::fs::remove_file(ahead).expect("removable");
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &records(300, 1));
-}
-
-/// Builds a library of tests/ to preload, with the C compiler that the crate needs anyway.
-#[cfg(target_os = "linux")]
-fn preloaded(folder: &TestFolder, name: &str) -> PathBuf {
-    let library = folder.path(name).with_extension("so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests")
-        .join(name);
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .arg(&library)
-        .arg(source)
-        .status();
-    assert!(built.expect("a C compiler").success());
-    library
-}
-
-/// Runs to the end; returns the log messages.
-fn run_once(folder: &TestFolder) -> String {
-    let output = folder.output(&["run", "--once"]);
-    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{messages}");
-    messages
 }
 
 /// The number of records that the live operators read again, from the log messages.
@@ -547,13 +521,13 @@ fn records_read_again(messages: &str) -> u64 {
 fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
     let folder = TestFolder::new("");
     folder.configure(&format!("{FREQUENT_COMMITS}keep = '0s'\n{HTTP_ONLY}"));
-    let library = preloaded(&folder, "disk.c");
+    let library = folder.build_library("disk.c");
     let (all, mut written) = (records(40_000, 41), 500);
     {
         let server = crate::server::start(&folder);
         assert_eq!(server.post(&[], &ndjson(&all[..500])).0, 200);
     }
-    folder.once();
+    folder.run_once();
     let failing = folder.path("data/search").canonicalize().expect("a folder");
     {
         let mut command = folder.command(&["run"]);
@@ -592,11 +566,11 @@ fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
         let server = crate::server::start(&folder);
         server.kill();
     }
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &all[..written]);
     std::fs::remove_dir_all(folder.path("data")).expect("removable");
     std::fs::rename(folder.path("far"), folder.path("data")).expect("movable");
-    let messages = run_once(&folder);
+    let messages = folder.run_once();
     assert!(
         messages.contains("search/rsvps")
             && messages.contains("lags by more than a snapshot interval"),
@@ -608,7 +582,7 @@ fn a_view_that_could_not_commit_catches_up_while_everything_else_has_started() {
     );
     assert_holds_exactly(&folder, &all[..written]);
     assert!(
-        !run_once(&folder).contains("snapshot interval"),
+        !folder.run_once().contains("snapshot interval"),
         "it has caught up"
     );
 }
@@ -618,7 +592,7 @@ fn views_restored_to_older_copies_and_killed_during_catch_up_lose_and_duplicate_
     let folder = TestFolder::new(FREQUENT_COMMITS);
     let all = records(9_000, 43);
     folder.write("in.ndjson", &ndjson(&all[..400]));
-    folder.once();
+    folder.run_once();
     copy(&folder.path("data"), &folder.path("old"));
     let mut numbers = Lcg(19);
     let mut written = 400;
@@ -643,15 +617,15 @@ fn views_restored_to_older_copies_and_killed_during_catch_up_lose_and_duplicate_
             );
         }
         if round % 6 == 5 {
-            folder.once();
+            folder.run_once();
             assert_holds_exactly(&folder, &all[..written]);
         }
     }
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &all[..written]);
     let undisturbed = TestFolder::new("");
     undisturbed.write("in.ndjson", &ndjson(&all[..written]));
-    undisturbed.once();
+    undisturbed.run_once();
     assert_eq!(folder.all_answers(), undisturbed.all_answers());
 }
 
@@ -663,7 +637,7 @@ fn a_view_older_than_the_log_is_named_with_a_remedy() {
         let server = crate::server::start(&folder);
         assert_eq!(server.post(&[], &ndjson(&records(100, 1))).0, 200);
     }
-    folder.once();
+    folder.run_once();
     copy(&folder.path("data/search"), &folder.path("old"));
     let first = || segment_lsns(&folder.path("data/log"))[0];
     let server = crate::server::start(&folder);
@@ -676,9 +650,7 @@ fn a_view_older_than_the_log_is_named_with_a_remedy() {
     drop(server);
     std::fs::remove_dir_all(folder.path("data/search")).expect("removable");
     std::fs::rename(folder.path("old"), folder.path("data/search")).expect("movable");
-    let output = folder.output(&["run", "--once"]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(65), "{message}");
+    let message = folder.fail(&["run", "--once"], 65);
     assert!(
         message.contains("search/rsvps") && message.contains("the log begins with record"),
         "{message}"
@@ -690,7 +662,7 @@ fn a_view_older_than_the_log_is_named_with_a_remedy() {
 fn a_clock_that_jumps_400_days_and_back_removes_nothing_from_raw() {
     const DAY: i64 = 86_400;
     let folder = TestFolder::new("");
-    let library = preloaded(&folder, "clock.c");
+    let library = folder.build_library("clock.c");
     let all = records(1_300, 47);
     let mut written = 0;
     let mut run_at = |offset: i64, count: usize| {
@@ -751,7 +723,7 @@ fn a_start_that_fails_leaves_the_log_as_it_was() {
     in_the_way("rsvps");
     assert!(!folder.output(&["run", "--once"]).status.success());
     std::fs::remove_file(folder.path("data/lake/rsvps")).expect("removable");
-    folder.once();
+    folder.run_once();
     assert_eq!(configurations(&folder), 1);
     let before = files(&folder.path("data/log"));
     in_the_way("more");
@@ -765,14 +737,14 @@ fn a_start_that_fails_leaves_the_log_as_it_was() {
     }
     folder.write("weir.toml", first.as_bytes());
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     assert_holds_exactly(&folder, &all);
     assert_eq!(configurations(&folder), 1);
     std::fs::remove_file(folder.path("data/lake/more")).expect("removable");
     for (text, count) in [(&second, 2), (&first, 3)] {
         // Neither frame is followed by another, but both have been applied, so they stay.
         folder.write("weir.toml", text.as_bytes());
-        folder.once();
+        folder.run_once();
         assert_eq!(configurations(&folder), count);
     }
     assert_holds_exactly(&folder, &all);
@@ -783,7 +755,7 @@ fn a_configuration_that_could_not_be_applied_is_removed_by_a_start_with_another(
     let folder = TestFolder::new("");
     let all = records(200, 53);
     folder.write("in.ndjson", &ndjson(&all[..100]));
-    folder.once();
+    folder.run_once();
     // As after a start that was killed right after it wrote the frame.
     let text = format!("{HTTP_ONLY}{SECOND_STREAM}");
     let config = weir::config::parse(None, text, None, &|_| None).expect("valid");
@@ -801,9 +773,9 @@ fn a_configuration_that_could_not_be_applied_is_removed_by_a_start_with_another(
     // Its table cannot be created.
     folder.write("data/lake/more", b"in the way");
     folder.write("in.ndjson", &ndjson(&all));
-    let messages = run_once(&folder);
+    let messages = folder.run_once();
     assert!(messages.contains("taken back"), "{messages}");
     assert_eq!(configurations(&folder), 1);
     assert_holds_exactly(&folder, &all);
-    assert!(!run_once(&folder).contains("taken back"));
+    assert!(!folder.run_once().contains("taken back"));
 }

@@ -179,8 +179,7 @@ fn records_accepted_with_200_survive_a_kill_and_a_repeated_key_adds_nothing() {
         accepted = all[..(round + 1) * 100].to_vec();
         // Dropping it kills it.
     }
-    let output = folder.output(&["run", "--once"]);
-    assert!(output.status.success());
+    folder.run_once();
     assert_holds_exactly(&folder, &accepted);
 }
 
@@ -263,7 +262,7 @@ fn verbs_and_routes_give_the_same_answers_live_and_after_the_end() {
     server.stop();
     assert_eq!(folder.all_answers(), live);
     // A merged lake answers the same.
-    assert!(folder.output(&["compact"]).status.success());
+    folder.succeed(&["compact"]);
     assert_eq!(folder.all_answers(), live);
     let crowded = folder.rows(
         "select partition, count(*) as n from weir.files group by 1, \"table\" having count(*) > 1",

@@ -37,7 +37,7 @@ preset = "sessions"
         .map(|(inst, action, at)| visit(inst, action, *at))
         .collect();
     folder.write("visits.ndjson", text.as_bytes());
-    folder.once();
+    folder.run_once();
     let sessions = |folder: &TestFolder| {
         folder.rows("select key, status, events, duration_s, first, last from visits.sessions order by started")
     };
@@ -66,12 +66,7 @@ preset = "sessions"
     // A second run resumes where the first one stopped; its end closes everything.
     let more = format!("{text}{}", visit("A", "proedit", 1_486_262_494));
     folder.write("visits.ndjson", more.as_bytes());
-    let output = folder.output(&["run", "--once", "--final"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.succeed(&["run", "--once", "--final"]);
     want[2] = row("B", "closed_timeout", 1, 0.0, "prostarted", "prostarted");
     // Exactly 1,800 seconds later is not later than the gap.
     want[3] = row("A", "closed_timeout", 2, 1_800.0, "proedit", "proedit");
@@ -154,7 +149,7 @@ session = {{ key = "k", gap = "1h", track = "k" }}
         .map(|(end, n)| record(end, *n))
         .collect();
     folder.write("long.ndjson", (lines.join("\n") + "\n").as_bytes());
-    folder.once();
+    folder.run_once();
     let rows = folder
         .rows("select events, length(key) as l, session_id from long.sessions order by events");
     assert_eq!(

@@ -27,7 +27,7 @@ fn a_declared_stream_works_end_to_end() {
         "42",
     ];
     folder.write("in.ndjson", (lines.join("\n") + "\n").as_bytes());
-    folder.once();
+    folder.run_once();
     let rows = folder.rows(
         "select id, kind, value, is_duplicate, event_time, density from sensors order by lsn",
     );
@@ -92,7 +92,7 @@ fn a_changed_configuration_applies_from_its_record_on() {
         )
     };
     folder.write("in.ndjson", line(1).as_bytes());
-    folder.once();
+    folder.run_once();
     let changed = SENSORS
         .replace("tags, 10", "tags, value_squared, 10")
         .replace(
@@ -101,7 +101,7 @@ fn a_changed_configuration_applies_from_its_record_on() {
         );
     folder.configure(&changed);
     folder.write("in.ndjson", (line(1) + &line(2)).as_bytes());
-    folder.once();
+    folder.run_once();
     let rows = folder.rows("select squared from sensors order by lsn");
     assert_eq!(
         (rows[0]["squared"].is_null(), rows[1]["squared"].as_f64()),
@@ -114,13 +114,7 @@ fn a_changed_configuration_applies_from_its_record_on() {
             .replace("reading['unit'] as unit", "3 as unit")
             .replace("\"unit in ('C', 'F')\"", ""),
     );
-    let output = folder.output(&["run", "--once"]);
-    assert_eq!(
-        output.status.code(),
-        Some(2),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.fail(&["run", "--once"], 2);
 }
 
 fn window(sql: &str) -> String {
@@ -165,7 +159,7 @@ key = "tag"
 select = "select unnest(tags) as tag, id where unnest(tags) <> 'all' and value > 2"
 "#;
     folder.configure(&(table("select kind, value where value > 10") + tags));
-    folder.once();
+    folder.run_once();
     let kinds = folder.rows("select kind, value from sensors.kinds order by kind");
     let kinds: Vec<_> = kinds
         .iter()
@@ -282,14 +276,11 @@ fn check_reports_the_location_and_the_fix() {
         .chain(more_invalid_declarations())
     {
         folder.configure(&text);
-        let output = folder.output(&["check"]);
-        assert_eq!(output.status.code(), Some(2));
-        let message = String::from_utf8_lossy(&output.stderr)
-            .replace(&folder.path("").display().to_string(), "");
-        messages.push(message);
+        let message = folder.fail(&["check"], 2);
+        messages.push(message.replace(&folder.path("").display().to_string(), ""));
     }
     folder.configure(SENSORS);
-    assert!(folder.output(&["check"]).status.success());
+    folder.succeed(&["check"]);
     insta::assert_snapshot!(messages.concat());
 }
 
@@ -311,7 +302,7 @@ fn retention_follows_event_time_and_a_backfill_is_accepted() {
         .map(|(n, at)| line(&format!("s{n}"), at))
         .collect();
     folder.write("in.ndjson", text.as_bytes());
-    folder.once();
+    folder.run_once();
     let dead = folder.rows("select reason from dead_letters");
     assert_eq!(dead.len(), 1, "{dead:?}");
     assert!(
@@ -420,15 +411,6 @@ sql = "select window_start, window_end, count(*) as n from tumble(quakes, event_
         })
         .collect();
     folder.write("quakes.ndjson", lines.as_bytes());
-    let stderr = |arguments: &[&str]| {
-        let output = folder.output(arguments);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
     let sample = folder.path("quakes.ndjson").display().to_string();
 
     configure("");
@@ -437,7 +419,7 @@ sql = "select window_start, window_end, count(*) as n from tumble(quakes, event_
         vec!["test", sample.as_str()],
         vec!["run", "--once", "--final"],
     ] {
-        let notes = stderr(&arguments);
+        let notes = folder.succeed(&arguments);
         assert!(
             notes.contains("of 300 events of `quakes` came later")
                 && notes.contains("disorder = \"12d\""),
@@ -453,7 +435,8 @@ sql = "select window_start, window_end, count(*) as n from tumble(quakes, event_
         vec!["test", sample.as_str()],
         vec!["run", "--once", "--final"],
     ] {
-        assert!(!stderr(&arguments).contains("disorder"), "{arguments:?}");
+        let notes = folder.succeed(&arguments);
+        assert!(!notes.contains("disorder"), "{arguments:?}: {notes}");
     }
     assert_eq!(folder.number("select sum(n) from hourly"), 300);
 }

@@ -1,4 +1,4 @@
-//! A data folder of one test, made records, and an independent recount of them.
+//! A data folder of one test, generated records, and an independent recount of them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ pub fn weir() -> Command {
 }
 
 /// Waits for a condition, for a minute at most.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn wait_until(condition: &str, mut is_met: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+    while !is_met() {
+        assert!(Instant::now() < deadline, "waited in vain: {condition}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -87,7 +87,7 @@ impl TestFolder {
         command
     }
 
-    /// Starts a server and kills it with -9 after so long: wherever it is then.
+    /// Starts a server and kills it with -9 after this time, at whatever point it has reached.
     pub fn run_and_kill_after(&self, time: Duration) {
         let mut command = self.command(&["run", "-q"]);
         let mut child = command
@@ -99,18 +99,55 @@ impl TestFolder {
         child.wait().expect("it ends");
     }
 
+    /// Builds a library from a C source in `tests/`, to be preloaded, with the C compiler that the
+    /// crate needs anyway.
+    #[cfg(target_os = "linux")]
+    pub fn build_library(&self, name: &str) -> PathBuf {
+        let library = self.path(name).with_extension("so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests")
+            .join(name);
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&library)
+            .arg(source)
+            .status();
+        assert!(built.expect("a C compiler").success());
+        library
+    }
+
+    /// Runs a verb to its end.
     pub fn output(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("the binary runs")
     }
 
-    /// Runs to the end, successfully.
-    pub fn once(&self) {
-        let output = self.output(&["run", "--once"]);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+    /// Runs a verb that must succeed; returns its messages.
+    pub fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {messages}");
+        messages
+    }
+
+    /// Runs a verb that must fail with this exit code; returns its messages.
+    pub fn fail(&self, arguments: &[&str], code: i32) -> String {
+        let output = self.output(arguments);
+        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+        let found = output.status.code();
+        assert_eq!(found, Some(code), "{arguments:?}: {messages}");
+        messages
+    }
+
+    /// Checks that `weir check` rejects the configuration with a message that has all these parts.
+    pub fn check_config_error(&self, expected: &[&str]) {
+        let message = self.fail(&["check"], 2);
+        let has_all = expected.iter().all(|part| message.contains(part));
+        assert!(has_all, "{expected:?} expected: {message}");
+    }
+
+    /// Reads all that sources have, to the end, successfully; returns the messages.
+    pub fn run_once(&self) -> String {
+        self.succeed(&["run", "--once"])
     }
 
     /// The JSON answer of a verb.
@@ -140,8 +177,8 @@ impl TestFolder {
     }
 
     /// How many events a search finds. Those that it shows are the table's rows.
-    fn found(&self, question: &str) -> Value {
-        let answer = self.ask(&["search", question, "--limit", "100"]);
+    fn search_total(&self, query: &str) -> Value {
+        let answer = self.ask(&["search", query, "--limit", "100"]);
         let hits = answer["hits"].as_array().expect("hits");
         let lsns: Vec<String> = hits.iter().map(|hit| hit["lsn"].to_string()).collect();
         let lsns = if lsns.is_empty() {
@@ -153,14 +190,11 @@ impl TestFolder {
             "select * from rsvps where lsn in ({lsns}) order by event_time desc, lsn desc"
         ));
         let events: Vec<Value> = hits.iter().map(|hit| hit["event"].clone()).collect();
-        assert_eq!(
-            events, rows,
-            "hits of `{question}` and the rows of their LSNs"
-        );
+        assert_eq!(events, rows, "hits of `{query}` and the rows of their LSNs");
         answer["total"].clone()
     }
 
-    /// Everything that does not depend on when and how records came in.
+    /// All answers that do not depend on when and how records arrived.
     pub fn all_answers(&self) -> BTreeMap<String, Value> {
         let mut answers = BTreeMap::new();
         let columns = "event_time, is_duplicate, rsvp_id, mtime, response, guests, member_id, event_id, event_start, venue_id, lat, lon, country, topics";
@@ -191,7 +225,7 @@ impl TestFolder {
             "near".to_owned(),
             without_as_of(self.ask(&["nearby", "--lat", "40.7", "--lon=-74", "--limit", "50"])),
         );
-        answers.insert("found".to_owned(), self.found("open"));
+        answers.insert("found".to_owned(), self.search_total("open"));
         for (name, query) in [
             (
                 "by_country",
@@ -241,12 +275,12 @@ pub fn recordings() -> Option<PathBuf> {
         .map(PathBuf::from)
         .filter(|f| f.is_dir());
     if folder.is_none() {
-        eprintln!("skipped: WEIR_RECORDINGS names no folder of recordings");
+        eprintln!("skipped: WEIR_RECORDINGS is not a folder of recordings");
     }
     folder
 }
 
-/// A small generator of numbers, the same at every run.
+/// A linear congruential generator: the same numbers at every run.
 pub struct Lcg(pub u64);
 
 impl Lcg {
@@ -259,8 +293,8 @@ impl Lcg {
     }
 }
 
-/// Made records: answers with twins, updates, lateness, missing venues, zero coordinates and odd
-/// text.
+/// Generated records: answers with duplicates, updates, lateness, missing venues, zero coordinates
+/// and odd text.
 pub fn records(count: usize, seed: u64) -> Vec<Value> {
     let mut numbers = Lcg(seed);
     let countries = ["us", "GB", "de", "au"];
@@ -275,13 +309,16 @@ pub fn records(count: usize, seed: u64) -> Vec<Value> {
     for n in 0..count as u64 {
         if n > 20 && numbers.below(5) == 0 {
             let back = numbers.below(20) as usize + 1;
-            let mut twin = out[out.len() - back].clone();
+            let mut duplicate = out[out.len() - back].clone();
             match numbers.below(3) {
                 0 => {}
-                1 => twin["mtime"] = json!(twin["mtime"].as_i64().expect("a number") / 1000 * 1000),
-                _ => twin["guests"] = json!(numbers.below(4)),
+                1 => {
+                    duplicate["mtime"] =
+                        json!(duplicate["mtime"].as_i64().expect("a number") / 1000 * 1000)
+                }
+                _ => duplicate["guests"] = json!(numbers.below(4)),
             }
-            out.push(twin);
+            out.push(duplicate);
             continue;
         }
         let late = if numbers.below(20) == 0 {
@@ -321,7 +358,7 @@ pub fn ndjson(records: &[Value]) -> Vec<u8> {
         .collect()
 }
 
-/// Per record, whether it says nothing new: the definition, word for word.
+/// Whether each record is a duplicate: the definition, word for word.
 pub fn duplicates(records: &[Value]) -> Vec<bool> {
     type Seen = Vec<(Value, Value, i64)>;
     let mut seen: BTreeMap<i64, Seen> = BTreeMap::new();
@@ -351,7 +388,7 @@ pub fn duplicates(records: &[Value]) -> Vec<bool> {
 /// Checks that rows, counts and search of a folder are exactly these records.
 pub fn assert_holds_exactly(folder: &TestFolder, records: &[Value]) {
     let duplicates = duplicates(records);
-    let acts = duplicates.iter().filter(|r| !**r).count() as u64;
+    let distinct = duplicates.iter().filter(|r| !**r).count() as u64;
     assert_eq!(
         folder.number("select count(*) from rsvps"),
         records.len() as u64,
@@ -364,15 +401,19 @@ pub fn assert_holds_exactly(folder: &TestFolder, records: &[Value]) {
     );
     assert_eq!(
         folder.number("select count(*) from rsvps where not is_duplicate"),
-        acts,
-        "acts in SQL"
+        distinct,
+        "not duplicates, in SQL"
     );
     assert_eq!(
         folder.number("select count(*) from raw where kind = 'record'"),
         records.len() as u64,
         "raw"
     );
-    assert_eq!(folder.ask(&["count"])["count"], acts, "acts in counts");
+    assert_eq!(
+        folder.ask(&["count"])["count"],
+        distinct,
+        "not duplicates, in counts"
+    );
     assert_eq!(
         folder.ask(&["count", "--duplicates"])["count"],
         records.len() as u64,
@@ -437,11 +478,11 @@ fn venues(answer: &Value) -> Venues {
 /// Of every venue with a place, that of its latest record, and the ten latest dates of its
 /// different (event, date).
 fn places(records: &[Value]) -> Venues {
-    type Known<'a> = (
+    type KnownVenue<'a> = (
         Option<(i64, String)>,
         std::collections::BTreeSet<(i64, &'a str)>,
     );
-    let mut known: BTreeMap<i64, Known<'_>> = BTreeMap::new();
+    let mut known: BTreeMap<i64, KnownVenue<'_>> = BTreeMap::new();
     for record in records {
         let (venue, event) = (&record["venue"], &record["event"]);
         let Some(id) = venue["venue_id"].as_i64() else {

@@ -1,5 +1,5 @@
-//! Entity tables against a recount, also as their files say it; dead letters that come back;
-//! sessions that close in silence.
+//! Entity tables against a recount, also by their files alone; dead letters that are resubmitted;
+//! sessions that close while no record arrives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -84,7 +84,7 @@ fn entities_are_the_latest_version_of_each_key_also_for_an_outside_reader() {
         .output()
         .expect("records");
     folder.write("in.ndjson", &generated.stdout);
-    folder.once();
+    folder.run_once();
     let records: Vec<Value> = String::from_utf8(generated.stdout)
         .expect("text")
         .lines()
@@ -159,8 +159,8 @@ fn assert_topics_are_latest(folder: &TestFolder, records: &[Value]) {
     );
 }
 
-/// Records of groups that each call their topics as they like, and now and then otherwise: how many
-/// groups, how many topics of each, and of how many there are.
+/// Records of groups that contradict each other about their topics' names, and change them now and
+/// then: `topics` of each group, of `all_topics`.
 fn contradicting_topics(count: usize, groups: u64, topics: usize, all_topics: u64) -> Vec<Value> {
     let mut numbers = Lcg(3);
     let mut names: Vec<Vec<(u64, u64)>> = (0..groups)
@@ -191,7 +191,7 @@ fn of_contradicting_lists_the_greatest_version_is_stored() {
     let all = contradicting_topics(4_000, 60, 10, 200);
     for end in [1_000, 2_500, 4_000] {
         folder.write("in.ndjson", &ndjson(&all[..end]));
-        folder.once();
+        folder.run_once();
         assert_topics_are_latest(&folder, &all[..end]);
     }
 }
@@ -203,7 +203,7 @@ fn of_contradicting_lists_with_more_keys_than_are_remembered_the_greatest_versio
     let all = contradicting_topics(2_500, 500, 50, 60_000);
     for end in [1_200, 2_500] {
         folder.write("in.ndjson", &ndjson(&all[..end]));
-        folder.once();
+        folder.run_once();
         assert_topics_are_latest(&folder, &all[..end]);
     }
 }
@@ -318,12 +318,7 @@ fn dead_letters_are_resubmitted_once_after_their_rule_is_fixed() {
     check(&folder);
     // Rebuilt under the fixed rule, each exists once: where it came first, and not where it
     // came back.
-    let output = folder.output(&["rebuild", "readings", "readings.sessions"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.succeed(&["rebuild", "readings", "readings.sessions"]);
     assert_eq!(folder.number("select count(*) from readings"), 500);
     assert_eq!(
         folder.number("select count(distinct id) from readings"),

@@ -104,7 +104,7 @@ const IMPORTS: [(&str, &str); 26] = [
 /// The composition root and the command line import what they need.
 const UNCHECKED: [&str; 2] = ["cli", "runtime"];
 
-/// The paths behind each `crate::` of a text.
+/// The paths after each `crate::` of a text.
 fn imported(text: &str) -> impl Iterator<Item = String> {
     text.split("crate::").skip(1).map(|part| {
         part.chars()
@@ -206,7 +206,7 @@ fn no_view_imports_another_view() {
     }
 }
 
-/// What only certain files may say: the text, and how their paths begin.
+/// Text that only certain files may contain, and the beginning of their paths.
 const RESERVED: [(&str, &[&str]); 3] = [
     ("Utc::now", &["clock.rs"]),
     ("SystemTime::now", &["clock.rs"]),
@@ -215,10 +215,10 @@ const RESERVED: [(&str, &[&str]); 3] = [
 
 #[test]
 fn one_module_reads_the_clock_and_one_appends_to_the_log() {
-    for (text, doors) in RESERVED {
+    for (text, files) in RESERVED {
         for (file, code) in code() {
-            let may = doors.iter().any(|door| file.starts_with(door));
-            assert!(may || !code.contains(text), "{file} says {text}");
+            let is_allowed = files.iter().any(|start| file.starts_with(start));
+            assert!(is_allowed || !code.contains(text), "{file} says {text}");
         }
     }
 }
@@ -301,7 +301,7 @@ fn texts_use_the_terms_of_the_field() {
 
 #[test]
 fn libraries_are_used_in_their_modules_only() {
-    let fences: [(&str, &[&str]); 6] = [
+    let modules: [(&str, &[&str]); 6] = [
         ("deltalake", &["views/lake/"]),
         ("tantivy", &["views/search/", "query/search/"]),
         ("axum", &["server/"]),
@@ -314,10 +314,10 @@ fn libraries_are_used_in_their_modules_only() {
     ];
     let mut wrong = Vec::new();
     for (file, text) in code() {
-        for (vendor, rooms) in fences {
+        for (vendor, folders) in modules {
             let is_used =
                 text.contains(&format!("{vendor}::")) || text.contains(&format!("use {vendor};"));
-            if is_used && !rooms.iter().any(|room| file.starts_with(room)) {
+            if is_used && !folders.iter().any(|folder| file.starts_with(folder)) {
                 wrong.push(format!("{file} uses {vendor}"));
             }
         }
@@ -355,7 +355,7 @@ fn the_architecture_page_names_paths_that_exist() {
             named += 1;
             assert!(
                 root().join(part).exists(),
-                "src/lib.rs names {part}, which is not there"
+                "src/lib.rs names {part}, which does not exist"
             );
         }
     }

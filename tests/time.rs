@@ -27,12 +27,7 @@ sql = "select window_start, window_end, count(*) as c from {window} group by 1, 
 }
 
 fn run(folder: &TestFolder, arguments: &[&str]) {
-    let output = folder.output(&[&["run", "--once"], arguments].concat());
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.succeed(&[&["run", "--once"], arguments].concat());
 }
 
 fn minutes(count: i64) -> Vec<(i64, &'static str)> {
@@ -189,13 +184,7 @@ fn an_invalid_zone_is_rejected_with_a_fix() {
             "a multiple of the slide",
         ),
     ] {
-        let output = with_window(&[], window).output(&["check"]);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{window}: {stderr}");
-        assert!(
-            stderr.contains("weir.toml:12:") && stderr.contains(message),
-            "{window}: {stderr}"
-        );
+        with_window(&[], window).check_config_error(&["weir.toml:12:", message]);
     }
     for window in [
         "tumble(s, event_time, interval '1 month', 'UTC')",
@@ -204,12 +193,7 @@ fn an_invalid_zone_is_rejected_with_a_fix() {
         "hop(s, event_time, interval '1 day', interval '1 week', 'America/New_York')",
         "hop(s, event_time, interval '1 month', interval '1 year', 'UTC')",
     ] {
-        let output = with_window(&[], window).output(&["check"]);
-        assert!(
-            output.status.success(),
-            "{window}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        with_window(&[], window).succeed(&["check"]);
     }
 }
 
@@ -366,12 +350,7 @@ fn a_select_without_from_is_rejected_with_a_fix() {
     let folder = TestFolder::new("");
     let check = |text: &str, message: &str| {
         folder.configure(text);
-        let output = folder.output(&["check"]);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.code() == Some(2) && stderr.contains(message),
-            "{stderr}"
-        );
+        folder.check_config_error(&[message]);
     };
     let stream = "[streams.s]\nschema = 't bigint not null'\n";
     let select = "select to_timestamp_millis(t) as event_time";

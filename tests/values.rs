@@ -56,7 +56,7 @@ fn doubles_are_nearest_and_text_retains_all_digits() {
     let pairs = numbers.map(|v| format!("\"x\":{v},\"t\":{v}"));
     let lines = lines(pairs.iter().map(String::as_str));
     let folder = with_stream("x double, t varchar", "x, t", "", &refs(&lines));
-    folder.once();
+    folder.run_once();
     let rows = folder.rows("select x, t from s order by n");
     for (row, number) in rows.iter().zip(numbers) {
         assert_eq!(row["t"], number);
@@ -88,7 +88,7 @@ fn big_integers_are_exact_or_rejected() {
         search,
         &refs(&lines),
     );
-    folder.once();
+    folder.run_once();
     let rows =
         folder.rows("select b, t, d, m['wei'] as wei, m['version'] as version from s order by n");
     assert_eq!(
@@ -150,12 +150,7 @@ select = "select p -> 'to' ->> 'city' as city, p -> 'to' as place"
         keys,
         &refs(&payloads),
     );
-    let output = folder.output(&["run", "--once", "--final"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.succeed(&["run", "--once", "--final"]);
     assert_eq!(reasons(&folder), [""; 0]);
     let rows = folder.rows("select p from s order by n");
     let texts: Vec<_> = rows.iter().map(|r| r["p"].as_str()).collect();
@@ -234,13 +229,7 @@ select = "select p""#;
             &keys,
             &[],
         );
-        let output = folder.output(&["check"]);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{keys}: {message}");
-        assert!(
-            message.contains(&format!("weir.toml:{at}")) && message.contains("is json"),
-            "{keys}: {message}"
-        );
+        folder.check_config_error(&[&format!("weir.toml:{at}"), "is json"]);
     }
 }
 
@@ -264,7 +253,7 @@ fn half_a_character_becomes_a_replacement_character() {
         "search = { text = [\"msg\"] }",
         &refs(&lines),
     );
-    folder.once();
+    folder.run_once();
     let rows = folder.rows("select msg from s order by n");
     let found: Vec<_> = rows.iter().filter_map(|r| r["msg"].as_str()).collect();
     assert_eq!(
@@ -297,7 +286,7 @@ const AHEAD: &str = r#"watermark = { max_ahead = "3650000d" }"#;
 #[test]
 fn implausible_times_are_dead_letters_until_the_range_allows_them() {
     let wild = with_stream("v int", "v", AHEAD, &WILD);
-    wild.once();
+    wild.run_once();
     assert_eq!(wild.number("select count(*) from s"), 2);
     let reasons = reasons(&wild);
     assert_eq!(reasons.len(), 4);
@@ -314,33 +303,22 @@ fn implausible_times_are_dead_letters_until_the_range_allows_them() {
         )
         .as_bytes(),
     );
-    let output = wild.output(&["dead-letters", "retry"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    wild.succeed(&["dead-letters", "retry"]);
     assert_eq!(wild.number("select count(*) from s"), 6);
-    let output = wild.output(&["check"]);
-    assert!(output.status.success());
+    wild.succeed(&["check"]);
     wild.write(
         "weir.toml",
         text.replace(AHEAD, "time_range = ['2024-01-01', '2023-01-01']")
             .as_bytes(),
     );
-    let output = wild.output(&["check"]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        message.contains("time_range: `2024-01-01` is not before `2023-01-01`"),
-        "{message}"
-    );
+    wild.check_config_error(&["time_range: `2024-01-01` is not before `2023-01-01`"]);
 }
 
 #[test]
 fn stored_times_beyond_nanoseconds_do_not_make_queries_fail() {
     let keys = format!("{AHEAD}\ntime_range = ['0001-01-01', '9999-12-31T23:59:59.999Z']");
     let folder = with_stream("v int", "v", &keys, &WILD);
-    folder.once();
+    folder.run_once();
     assert_eq!(folder.number("select count(*) from s"), 6);
     let rows = folder.rows("select n, date_trunc('day', event_time) as day, date_bin(interval '1 hour', event_time) as hour, to_char(event_time, '%Y-%m-%d') as text from s where n = 4");
     assert_eq!(
@@ -410,7 +388,7 @@ fn common_texts_of_times_are_read() {
     let zone = "time_zone = 'Europe/Berlin'";
     let schema = "t timestamp, s timestamp(s), ms timestamp(ms), us timestamp(us)";
     let folder = with_stream(schema, "t, s, ms, us", zone, &refs(&lines));
-    folder.once();
+    folder.run_once();
     let at = |time: &str| format!("2024-05-01T{time}Z");
     assert_eq!(
         folder.rows("select t, s, ms, us from s order by n"),
@@ -437,11 +415,7 @@ fn common_texts_of_times_are_read() {
         "weir.toml",
         text.replace("Europe/Berlin", "Berlin").as_bytes(),
     );
-    let message = String::from_utf8_lossy(&folder.output(&["check"]).stderr).into_owned();
-    assert!(
-        message.contains("the time zone `Berlin` does not exist"),
-        "{message}"
-    );
+    folder.check_config_error(&["the time zone `Berlin` does not exist"]);
 }
 
 #[test]
@@ -464,12 +438,7 @@ sql = """select window_start, window_end, g, max(t) as hi, min(t) as lo
         window,
         &refs(&lines),
     );
-    let output = folder.output(&["run", "--once", "--final"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.succeed(&["run", "--once", "--final"]);
     for from in [
         "(select g, max(t) as hi, min(t) as lo from s group by g)",
         "w",
@@ -521,7 +490,7 @@ select = "select {select} from s"
 "#
     ));
     folder.write("s.ndjson", (lines.join("\n") + "\n").as_bytes());
-    folder.once();
+    folder.run_once();
     assert_eq!(reasons(&folder), Vec::<String>::new());
     let times: Vec<_> = folder
         .rows("select event_time from s order by n")

@@ -1,4 +1,4 @@
-//! Views at their seams: a row is never in both hot rows and files, and the nearest venues are the
+//! Views at their seams: a row is never both in memory and in files, and the nearest venues are the
 //! nearest, everywhere.
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ fn frame(stream: &str, first_lsn: u64, texts: &[String]) -> Frame {
     Frame::data(header, &records, FrameAttributes::default()).expect("memory")
 }
 
-/// What the operators of a configuration make of records, cut into frames of 50.
+/// The operators' output of records in frames of 50, under a configuration.
 fn outputs(configuration: &str, stream: &str, texts: &[String]) -> (Arc<Stream>, Vec<Output>) {
     let config = weir::config::parse(None, configuration.into(), None, &|_| None).expect("valid");
     let catalog = Arc::new(Catalog::from_config(&config).expect("valid"));
@@ -170,7 +170,7 @@ fn the_nearest_venues_are_those_of_brute_force_also_at_the_poles_and_the_date_li
         places.push((n as i64, place));
     }
     folder.write("in.ndjson", &ndjson(&all));
-    folder.once();
+    folder.run_once();
     for at in [
         (90.0, 0.0),
         (-90.0, 77.0),
@@ -334,7 +334,7 @@ const SHOWS: &str = include_str!("../testdata/shows.toml");
 
 /// A venue as a plain recount knows it.
 #[derive(Debug, Clone)]
-struct Known {
+struct KnownVenue {
     number: usize,
     seen: i64,
     rev: i64,
@@ -342,15 +342,15 @@ struct Known {
 }
 
 /// Venues, and the shows of each also where it is not known yet where it is, at the end of a frame.
-type Map = (
-    std::collections::BTreeMap<String, Known>,
+type VenueMap = (
+    std::collections::BTreeMap<String, KnownVenue>,
     std::collections::BTreeMap<String, std::collections::BTreeSet<(i64, String)>>,
 );
 
 /// Records, and a recount after every fiftieth.
-fn shows(numbers: &mut Lcg) -> (Vec<String>, Vec<Map>) {
+fn shows(numbers: &mut Lcg) -> (Vec<String>, Vec<VenueMap>) {
     let start = 1_465_520_400_000;
-    let (mut known, mut shows): Map = Default::default();
+    let (mut known, mut shows): VenueMap = Default::default();
     let mut came = 0;
     let mut states = Vec::new();
     let texts: Vec<String> = (0..3_000i64)
@@ -371,7 +371,7 @@ fn shows(numbers: &mut Lcg) -> (Vec<String>, Vec<Map>) {
                     (venue.place, venue.rev) = (place, rev);
                 }
             } else if has_place {
-                known.insert(id.clone(), Known { number: came, seen: day, rev, place });
+                known.insert(id.clone(), KnownVenue { number: came, seen: day, rev, place });
                 came += 1;
             }
             shows.entry(id.clone()).or_default().insert((-at * 1000, show.clone()));
@@ -432,7 +432,7 @@ fn above_max_venues_those_seen_longest_ago_are_evicted() {
         );
         let (found, lsn) = places.nearby(from.0, from.1, 15, None).expect("an answer");
         assert_eq!(lsn, output.to);
-        let mut want: Vec<(f64, &String, &Known)> = known
+        let mut want: Vec<(f64, &String, &KnownVenue)> = known
             .iter()
             .map(|(id, v)| (distance_m(from, v.place), id, v))
             .collect();

@@ -61,14 +61,18 @@ pub fn watermarks(records: &[TestEvent]) -> Vec<Option<i64>> {
     let mut out = vec![None];
     for record in records {
         seen[record.partition].push(record.t);
-        // A first record only is remembered; the second goes by the lesser of the two.
-        let of = |times: &Vec<i64>| match times.as_slice() {
+        // The first record alone does not count; the second is taken as the lesser of the two.
+        let watermark = |times: &Vec<i64>| match times.as_slice() {
             [] | [_] => None,
             [a, b, rest @ ..] => {
                 Some(rest.iter().copied().chain([*a.min(b)]).max().unwrap_or(0) - DISORDER)
             }
         };
-        let active: Vec<Option<i64>> = seen.iter().filter(|s| !s.is_empty()).map(of).collect();
+        let active: Vec<Option<i64>> = seen
+            .iter()
+            .filter(|s| !s.is_empty())
+            .map(watermark)
+            .collect();
         stream = stream.max(active.into_iter().min().flatten());
         out.push(stream);
     }

@@ -16,7 +16,7 @@ fn indexed(texts: &[&str]) -> TestFolder {
         .enumerate()
         .map(|(n, msg)| json!({"n": n, "msg": msg, "level": "error"}).to_string() + "\n");
     folder.write("s.ndjson", lines.collect::<String>().as_bytes());
-    folder.once();
+    folder.run_once();
     folder
 }
 
@@ -127,21 +127,14 @@ fn an_index_of_other_rules_or_an_older_format_is_rejected_with_a_fix_that_works(
         let text = std::fs::read_to_string(&meta).expect("an index");
         assert!(text.contains(&now), "{text}");
         std::fs::write(&meta, text.replace(&now, &before)).expect("writable");
-        let output = folder.output(&["search", "word"]);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(65), "{message}");
+        let message = folder.fail(&["search", "word"], 65);
         assert!(
             message.contains(named) && message.contains("`weir rebuild search --stream s`"),
             "{message}"
         );
-        assert_eq!(folder.output(&["run", "--once"]).status.code(), Some(65));
+        folder.fail(&["run", "--once"], 65);
         // The fix that the message names.
-        let output = folder.output(&["rebuild", "search", "--stream", "s"]);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        folder.succeed(&["rebuild", "search", "--stream", "s"]);
         assert_eq!(found(&folder, "word"), [0]);
     }
 }
@@ -171,7 +164,7 @@ fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automaticall
     folder.write("a.ndjson", line.as_bytes());
     folder.write("b.ndjson", line.as_bytes());
     folder.write("c.ndjson", b"");
-    folder.once();
+    folder.run_once();
     for name in all {
         let meta = folder.path(&format!("data/search/{name}/000000/meta.json"));
         let text = std::fs::read_to_string(&meta).expect("an index");
@@ -184,21 +177,14 @@ fn indexes_of_an_older_format_are_rebuilt_one_by_one_and_empty_ones_automaticall
         std::fs::write(&meta, older.to_string()).expect("writable");
     }
     // The first is installed, but the folder cannot be opened before the other is rebuilt, too.
-    let output = folder.output(&["rebuild", "search", "--stream", "a"]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(65), "{message}");
+    let message = folder.fail(&["rebuild", "search", "--stream", "a"], 65);
     assert!(
         message.contains("`weir rebuild search --stream b`"),
         "{message}"
     );
-    let output = folder.output(&["rebuild", "search", "--stream", "b"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.succeed(&["rebuild", "search", "--stream", "b"]);
     folder.write("c.ndjson", line.as_bytes());
-    folder.once();
+    folder.run_once();
     for name in all {
         assert_eq!(
             folder.ask(&["search", "word", "--stream", name])["total"],
@@ -220,19 +206,12 @@ fn a_wrong_number_of_documents_is_damage_with_a_fix() {
             .replace("\"max_doc\": 400", &format!("\"max_doc\": {number}"));
         assert_ne!(other, text);
         std::fs::write(&meta, other).expect("writable");
-        let output = folder.output(&["search", "word"]);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(65), "{number}: {message}");
+        let message = folder.fail(&["search", "word"], 65);
         assert!(
             message.contains("`weir rebuild search --stream s`"),
             "{message}"
         );
-        let output = folder.output(&["rebuild", "search", "--stream", "s"]);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        folder.succeed(&["rebuild", "search", "--stream", "s"]);
         assert_eq!(found(&folder, "word").len(), 100);
     }
 }
@@ -255,15 +234,10 @@ fn hits_show_rebuilt_rows_and_later_columns() {
     let stream = MESSAGES;
     let changed = stream.replace("lat, lon from s", "upper(msg) as loud, lat, lon from s");
     folder.configure(&changed);
-    folder.once();
+    folder.run_once();
     assert_eq!(hits(&folder)[0]["loud"], json!(null));
     folder.configure(&changed.replace("n, msg", "n, msg || '!' as msg"));
-    let output = folder.output(&["rebuild", "s"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    folder.succeed(&["rebuild", "s"]);
     let first = &hits(&folder)[0];
     assert_eq!(
         (&first["loud"], &first["msg"]),
@@ -288,7 +262,7 @@ fn search_and_nearby_agree_on_invalid_coordinates() {
         json!({"n": n, "msg": "here", "level": "x", "lat": lat, "lon": lon}).to_string() + "\n"
     });
     folder.write("s.ndjson", lines.collect::<String>().as_bytes());
-    folder.once();
+    folder.run_once();
     let by_search = |near: &str, within: &str| {
         let near = format!("--near={near}");
         let answer = folder.ask(&["search", "here", &near, "--within", within]);
@@ -321,12 +295,8 @@ fn search_and_nearby_agree_on_invalid_coordinates() {
     assert_eq!(by_places("10", "20", "30000km"), [0, 5, 6]);
     for [lat, lon] in [["0", "0"], ["91", "1"], ["1", "181"], ["NaN", "1"]] {
         let near = format!("--near={lat},{lon}");
-        let outputs = [
-            folder.output(&["nearby", &format!("--lat={lat}"), &format!("--lon={lon}")]),
-            folder.output(&["search", "here", &near, "--within", "1km"]),
-        ];
-        for output in outputs {
-            assert_eq!(output.status.code(), Some(2), "{lat},{lon}");
-        }
+        let (lat, lon) = (format!("--lat={lat}"), format!("--lon={lon}"));
+        folder.fail(&["nearby", &lat, &lon], 2);
+        folder.fail(&["search", "here", &near, "--within", "1km"], 2);
     }
 }
