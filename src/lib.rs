@@ -68,6 +68,7 @@
 //! |---|---|
 //! | `src/event.rs` | types that every module shares: LSN, times, gap |
 //! | `src/message.rs` | what a Kafka message carries beside its value |
+//! | `src/ids.rs` | identities of tables, views, checkpoints and partitions; their texts are written and read there only |
 //! | `src/clock.rs`, `src/storage.rs` | interfaces to time and to the disk of log and snapshots, replaceable in tests |
 //! | `src/threads.rs` | panics of threads; the pace at which long work yields the CPU |
 //! | `src/bounds.rs` | bounds on remembered texts of records |
@@ -126,6 +127,7 @@ pub(crate) mod decode;
 pub mod event;
 pub mod generator;
 pub(crate) mod idempotency;
+pub mod ids;
 pub mod ingest;
 pub mod message;
 pub mod operators;

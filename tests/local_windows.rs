@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use weir::ids::TableId;
 use weir::operators::Operators;
 use weir::schema::Catalog;
 use weir::wal::Kind;
@@ -207,7 +208,7 @@ sql = """select window_start, window_end, count(*) as n
     assert!(!tables.contains_key("other_versions"), "{tables:?}");
     assert!(
         operators
-            .open_rows("other_versions")
+            .open_rows(&TableId::window("other"))
             .expect("rows")
             .is_some()
     );

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use proptest::prelude::*;
+use weir::ids::TableId;
 use weir::operators::Operators;
 use weir::runtime::context::FolderContext;
 use weir::runtime::data_dir::DataDir;
@@ -291,18 +292,19 @@ fn create_commit_and_reopen(
     for view in &mut opened.views {
         for output in [&output, &closing] {
             view.apply(output, Instant::now())
-                .map_err(|e| format!("{}: {e}", view.name()))?;
+                .map_err(|e| format!("{}: {e}", view.id()))?;
         }
         view.checkpoint()
-            .map_err(|e| format!("{}: {e}", view.name()))?;
+            .map_err(|e| format!("{}: {e}", view.id()))?;
     }
     drop(opened);
     let opened = open()?;
     for name in ["s", "w_versions", "s.t"] {
+        let table = name.parse().expect("any text");
         let table = opened
             .handles
             .tables
-            .get(name)
+            .get::<TableId>(&table)
             .ok_or_else(|| format!("{name} is missing"))?;
         let rows: u64 = table.files().iter().map(|f| f.rows).sum();
         if rows != 1 {

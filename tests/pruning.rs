@@ -16,6 +16,7 @@ use datafusion::prelude::SessionContext;
 use parquet::arrow::ArrowWriter;
 use tokio::runtime::Runtime;
 use weir::event::{MICROS_PER_HOUR, bucket};
+use weir::ids::TableId;
 use weir::query::Handles;
 use weir::query::PipelineProgress;
 use weir::query::sql::{SqlAnswer, SqlEngine, SqlLimits};
@@ -25,7 +26,7 @@ use weir::views::lake::files::{
     FileEntry, partition_folder, properties_of, with_partition_columns,
 };
 use weir::views::lake::memtable::UnflushedRows;
-use weir::views::lake::{Change, LakeTable, RowClass, RowOrigin, TableSpec};
+use weir::views::lake::{Change, LakeTable, RowClass, TableSpec};
 
 use crate::support::Lcg;
 
@@ -248,13 +249,13 @@ impl Tables {
         let runtime = runtime.expect("threads");
         let lake = folder.path().join("lake");
         let spec = TableSpec {
+            id: TableId::stream("t"),
             name: "t".into(),
             root: lake.join("t"),
             schema: schema(),
             time_column: 1,
             layout: Layout::Hours,
             keys: Vec::new(),
-            feed: RowOrigin::Stream("t".into()),
         };
         let log = LogIdentity {
             instance: 0,
@@ -267,7 +268,7 @@ impl Tables {
         let handles = Handles {
             catalog: Arc::new(Catalog::default()),
             lake: lake.clone(),
-            tables: BTreeMap::from([("t".to_owned(), table.clone())]),
+            tables: BTreeMap::from([(TableId::stream("t"), table.clone())]),
             search: BTreeMap::new(),
             places: BTreeMap::new(),
             counts: BTreeMap::new(),
@@ -513,7 +514,7 @@ fn a_floor_hides_rows_also_where_pages_are_chosen() {
     let numbers = &mut Lcg(7);
     let tables = Tables::new(numbers);
     let floor = START + 1_234_000_000;
-    tables.handles.tables["t"].raise_floor(floor);
+    tables.handles.tables[&TableId::stream("t")].raise_floor(floor);
     for _ in 0..15 {
         let filter = filter(numbers, 2);
         let rows =

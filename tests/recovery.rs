@@ -10,8 +10,9 @@ use std::time::Instant;
 use serde_json::json;
 use weir::clock::SystemClock;
 use weir::event::Lsn;
+use weir::ids::{CheckpointId, TableId, ViewId};
 use weir::ingest::{Ingest, IngestError, LogMaintenance, Receipt, Submission};
-use weir::operators::{Operators, Output, checkpoints};
+use weir::operators::{Operators, Output};
 use weir::runtime::snapshots::{LogCatchUp, Snapshots};
 use weir::schema::Catalog;
 use weir::storage::{Disk, Storage};
@@ -374,18 +375,19 @@ fn a_reader_whose_next_segment_was_removed_reports_missing_records() {
 
 /// A view without rows: the log is trimmed regardless of it.
 struct Sparse {
+    id: ViewId,
     applied: Lsn,
-    committed: Vec<(String, Lsn)>,
+    committed: Vec<(CheckpointId, Lsn)>,
 }
 
 impl View for Sparse {
-    fn name(&self) -> &str {
-        "sparse"
+    fn id(&self) -> &ViewId {
+        &self.id
     }
     fn applied(&self) -> Lsn {
         self.applied
     }
-    fn checkpoints(&self) -> Vec<(String, Lsn)> {
+    fn checkpoints(&self) -> Vec<(CheckpointId, Lsn)> {
         self.committed.clone()
     }
     fn advance_to(&mut self, lsn: Lsn) {
@@ -411,7 +413,7 @@ impl View for Sparse {
 
 #[test]
 fn a_view_below_a_trimmed_log_continues_from_a_newer_snapshot_or_reports_missing_records() {
-    for (position, can_continue) in [("search/s", true), (checkpoints::RAW, false)] {
+    for (id, can_continue) in [(ViewId::search("s"), true), (TableId::Raw.view(), false)] {
         let folder = tempfile::tempdir().expect("a folder");
         let mut wal = log_of(folder.path(), 20);
         let log = folder.path().join("log");
@@ -436,7 +438,8 @@ fn a_view_below_a_trimmed_log_continues_from_a_newer_snapshot_or_reports_missing
         let catch_up = LogCatchUp::new(snapshots, Arc::default());
         let mut view = Sparse {
             applied: 0,
-            committed: vec![(position.to_owned(), 0)],
+            committed: vec![((&id).into(), 0)],
+            id,
         };
         let target = |at: Lsn| (at < 20).then_some(20);
         let mut trimmed = false;

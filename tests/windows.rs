@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use weir::ids::TableId;
 use weir::operators::{Operators, snapshot};
 use weir::query::sql::to_ndjson;
 use weir::schema::Catalog;
@@ -587,7 +588,7 @@ fn open_windows_are_rows_and_a_full_state_closes_the_oldest() {
         );
     }
     let open = operators
-        .open_rows("w_versions")
+        .open_rows(&TableId::window("w"))
         .expect("rows")
         .expect("some are open");
     let open = String::from_utf8(to_ndjson(&open.schema(), &[open]).expect("rows")).expect("text");

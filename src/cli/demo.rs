@@ -13,6 +13,7 @@ use super::{Global, serve, tokio_runtime};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::generator::{Generator, Settings};
+use crate::ids::ViewId;
 use crate::runtime::{Running, RuntimeError};
 use crate::server::upstream::Upstream;
 
@@ -113,12 +114,12 @@ impl StatusLine {
         let lags: Vec<String> = running
             .views()
             .iter()
-            .map(|(name, lsn, _)| {
-                format!(
-                    "{} {}",
-                    name.replace("lake/", ""),
-                    synced.saturating_sub(*lsn)
-                )
+            .map(|(view, lsn, _)| {
+                let name = match view {
+                    ViewId::Lake(table) => table.to_string(),
+                    view => view.to_string(),
+                };
+                format!("{name} {}", synced.saturating_sub(*lsn))
             })
             .collect();
         let watermark = streams

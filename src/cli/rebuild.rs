@@ -9,6 +9,7 @@ use super::client::Server;
 use super::{Global, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
+use crate::ids::ViewId;
 use crate::runtime::rebuild::{self, ViewBuild};
 use crate::runtime::{Options, POLL, Running, RuntimeError, views};
 use crate::schema::Catalog;
@@ -41,7 +42,7 @@ const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A view to rebuild, and its name in messages.
 struct Target {
-    view: String,
+    view: ViewId,
     name: String,
 }
 
@@ -155,7 +156,7 @@ fn install(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), Runt
     running.stop()
 }
 
-fn wait_until_installed(config: &Config, view: &str) -> Result<(), RuntimeError> {
+fn wait_until_installed(config: &Config, view: &ViewId) -> Result<(), RuntimeError> {
     let started = Instant::now();
     while !rebuild::is_installed(config, view)? {
         if started.elapsed() > INSTALL_TIMEOUT {

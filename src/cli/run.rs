@@ -68,7 +68,7 @@ impl Run {
             running.stop()?;
         }
         summary(&handles, &before, started, is_interrupted);
-        notes::of_tables(&handles.tables, &handles.catalog)
+        notes::of_tables(&handles.tables)
             .iter()
             .for_each(|note| eprintln!("{}", note.text));
         Ok(())

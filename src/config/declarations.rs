@@ -10,6 +10,7 @@ use super::raw::{ConfigFile, SystemTable};
 use super::stream::{Declarations, StreamDef, TableDef, WindowDef};
 use super::units::Span;
 use super::zone;
+use crate::ids::TableId;
 use crate::presets;
 
 /// System tables whose retention can be set.
@@ -171,7 +172,7 @@ fn check_clashes(declared: &Declarations, at: &SourceText<'_>) -> Result<(), Con
         }
     }
     for name in declared.tables.keys() {
-        if name.ends_with(".sessions") || name.ends_with(".late") {
+        if let Ok(TableId::Sessions(_) | TableId::Late(_)) = name.parse() {
             let message = format!("table `{name}`: the name is reserved; choose another one");
             return Err(at.error(at.line_of(&format!("[tables.\"{name}\"]")), message));
         }
@@ -181,18 +182,13 @@ fn check_clashes(declared: &Declarations, at: &SourceText<'_>) -> Result<(), Con
 
 /// The table of a window that something else is called.
 fn clash_of_window(name: &str, declared: &Declarations) -> Option<String> {
-    let versions = versions_of(name);
+    let versions = TableId::window(name).to_string();
     let is_taken =
         |table: &str| declared.streams.contains_key(table) || RESERVED_NAMES.contains(&table);
     if is_taken(name) {
         return Some(name.to_owned());
     }
     (is_taken(&versions) || declared.windows.contains_key(&versions)).then_some(versions)
-}
-
-/// The table of all rows that a window ever stored.
-pub fn versions_of(window: &str) -> String {
-    format!("{window}_versions")
 }
 
 fn is_name(name: &str) -> bool {

@@ -20,7 +20,6 @@ pub mod zone;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-pub use declarations::versions_of;
 use environment::Environment;
 use error::with_next_step;
 pub use error::{ConfigError, ValueLocation};

@@ -9,8 +9,9 @@ use arrow::array::{ListBuilder, RecordBatch, StringBuilder, UInt32Array};
 use super::sessions::{self, SessionStatus, Sessions};
 use super::values::{column_times, lsns};
 use super::windows::{RowAdmission, WindowInput};
-use super::{OperatorError, Operators, Output, TableRows, tables};
+use super::{OperatorError, Operators, Output, TableRows};
 use crate::event::{Lsn, Micros};
+use crate::ids::TableId;
 use crate::schema::{Stream, Window};
 
 /// What a window emits to the windows that read it.
@@ -176,7 +177,7 @@ impl Operators {
                 .and_then(|s| s.retention_floor);
             let batch = late_rows(stream, batch, &late);
             output.tables.push(TableRows {
-                table: tables::late(&stream.name).into(),
+                table: TableId::late(&stream.name),
                 batch,
                 retention_floor,
             });
@@ -187,7 +188,7 @@ impl Operators {
     fn push_window(&self, window: &Window, rows: Option<RecordBatch>, output: &mut Output) {
         let retention_floor = self.window_retention_floor(window);
         output.tables.extend(rows.map(|batch| TableRows {
-            table: tables::versions_of(&window.name).into(),
+            table: TableId::window(&window.name),
             batch,
             retention_floor,
         }));
@@ -206,7 +207,7 @@ impl Operators {
             .filter(|e| e.entity.stream == stream.name)
         {
             let (name, lsn) = (state.entity.name.clone(), output.to);
-            let table = name.as_str().into();
+            let table = TableId::entity(&name);
             let failed = |reason| OperatorError::Entity {
                 lsn,
                 table: name,
@@ -256,9 +257,8 @@ pub(super) fn push_sessions(
     retention_floor: Option<Micros>,
 ) {
     if !closed.is_empty() {
-        let table = tables::sessions(&stream.name).into();
         output.tables.push(TableRows {
-            table,
+            table: TableId::sessions(&stream.name),
             batch: sessions.rows(closed),
             retention_floor,
         });

@@ -46,15 +46,16 @@ use serde::{Deserialize, Serialize};
 use crate::decode::{Decoded, Received, decode};
 use crate::event::{Gap, Lsn, MICROS_PER_HOUR, Micros, bucket};
 use crate::idempotency::{AnsweredRequest, AnsweredRequests, IngestResponse, RequestKey};
+use crate::ids::{CheckpointId, PartitionId, TableId, ViewId};
 use crate::schema::{Catalog, DUPLICATE_KEY_BYTES, Stream, Window};
 use crate::wal::{Frame, Header, Kind};
 use arrivals::Arrivals;
 use derived::push_sessions;
 use duplicates::Deduplicator;
 use entities::EntityState;
-pub use output::{DeadLetter, Output, RetentionFloors, StreamRows, TableRows, checkpoints, tables};
+pub use output::{DeadLetter, Output, RetentionFloors, StreamRows, TableRows};
 pub use partitions::{PartitionState, RETAINED_PARTITION};
-pub use progress::{StreamProgress, Totals, WindowProgress};
+pub use progress::{StreamProgress, Totals, WaitingPartition, WindowProgress};
 pub(crate) use retry_ledger::MAX_RETRIED;
 use retry_ledger::RetryLedger;
 use sessions::Sessions;
@@ -133,10 +134,10 @@ pub struct Operators {
     windows: Vec<WindowState>,
     /// In the catalog's order.
     entities: Vec<EntityState>,
-    partitions: BTreeMap<(String, String), PartitionState>,
+    partitions: BTreeMap<PartitionId, PartitionState>,
     /// Per checkpoint of a view, the LSN of the last row emitted to it; it lacks nothing from there
     /// on.
-    emitted_through: BTreeMap<String, Lsn>,
+    emitted_through: BTreeMap<CheckpointId, Lsn>,
     /// Requests with an idempotency key, and their answers; none in a copy that is never asked.
     answered: Option<AnsweredRequests>,
     gaps: VecDeque<Gap>,
@@ -187,18 +188,17 @@ impl Operators {
 
     /// Where a partition of a source continues; none before its first record.
     pub fn partition(&self, source: &str, partition: &str) -> Option<&PartitionState> {
-        self.partitions
-            .get(&(source.to_owned(), partition.to_owned()))
+        self.partitions.get(&PartitionId::new(source, partition))
     }
 
-    /// Every partition so far, by (source, partition).
-    pub fn partitions(&self) -> &BTreeMap<(String, String), PartitionState> {
+    /// Every partition so far.
+    pub fn partitions(&self) -> &BTreeMap<PartitionId, PartitionState> {
         &self.partitions
     }
 
     /// Per checkpoint of a view, the LSN of the last row emitted to it. A view whose checkpoint has
     /// reached it lacks no row up to [`Self::lsn`].
-    pub fn emitted_through(&self) -> &BTreeMap<String, Lsn> {
+    pub fn emitted_through(&self) -> &BTreeMap<CheckpointId, Lsn> {
         &self.emitted_through
     }
 
@@ -240,14 +240,11 @@ impl Operators {
         let of_streams = self
             .streams
             .iter()
-            .filter_map(|(name, state)| Some((name.clone(), state.retention_floor?)));
+            .filter_map(|(name, state)| Some((TableId::stream(name), state.retention_floor?)));
         let mut retention_floors: RetentionFloors = of_streams.collect();
-        for stream in self.catalog.streams.values() {
-            let retention_floor = self
-                .streams
-                .get(&stream.name)
-                .and_then(|s| s.retention_floor);
-            let derived = [tables::sessions(&stream.name), tables::late(&stream.name)];
+        for name in self.catalog.streams.keys() {
+            let retention_floor = self.streams.get(name).and_then(|s| s.retention_floor);
+            let derived = [TableId::sessions(name), TableId::late(name)];
             retention_floors.extend(
                 derived
                     .into_iter()
@@ -257,7 +254,7 @@ impl Operators {
         for window in &self.catalog.windows {
             retention_floors.extend(
                 self.window_retention_floor(window)
-                    .map(|retention_floor| (tables::versions_of(&window.name), retention_floor)),
+                    .map(|retention_floor| (TableId::window(&window.name), retention_floor)),
             );
         }
         for (table, retention_floor) in &self.retention_floors {
@@ -289,19 +286,24 @@ impl Operators {
 
     /// Rows of what is still open in a window or in a stream's sessions, as of [`Self::lsn`]; none
     /// for every other table.
-    pub fn open_rows(&self, table: &str) -> Result<Option<RecordBatch>, String> {
-        if let Some(window) = self
-            .windows
-            .iter()
-            .find(|w| tables::versions_of(&w.window().name) == table)
-        {
-            return window.open_rows(self.lsn).map_err(|e| e.to_string());
+    pub fn open_rows(&self, table: &TableId) -> Result<Option<RecordBatch>, String> {
+        match table {
+            TableId::Window(name) => match self.windows.iter().find(|w| *w.window().name == **name)
+            {
+                Some(window) => window.open_rows(self.lsn).map_err(|e| e.to_string()),
+                None => Ok(None),
+            },
+            TableId::Sessions(stream) => {
+                let state = self.streams.get(&**stream);
+                let sessions = state.and_then(|s| s.sessions.as_ref());
+                Ok(sessions.map(|sessions| sessions.open_rows(self.lsn)))
+            }
+            TableId::Raw
+            | TableId::DeadLetters
+            | TableId::Stream(_)
+            | TableId::Late(_)
+            | TableId::Entity(_) => Ok(None),
         }
-        let sessions = |name: &str| self.streams.get(name).and_then(|s| s.sessions.as_ref());
-        Ok(table
-            .strip_suffix(".sessions")
-            .and_then(sessions)
-            .map(|sessions| sessions.open_rows(self.lsn)))
     }
 
     /// Bytes of state, approximately.
@@ -415,7 +417,8 @@ impl Operators {
         }
         self.record_derived(&output);
         self.lsn = to;
-        self.emitted_through.insert(checkpoints::RAW.into(), to);
+        let raw = CheckpointId::recent(&TableId::Raw);
+        self.emitted_through.insert(raw, to);
         Ok(output)
     }
 
@@ -441,7 +444,7 @@ impl Operators {
         for table in &output.tables {
             if let Some(lsn) = lsns(&table.batch).last() {
                 self.emitted_through
-                    .insert(checkpoints::recent(&table.table), *lsn as Lsn);
+                    .insert(CheckpointId::recent(&table.table), *lsn as Lsn);
             }
         }
     }
@@ -460,7 +463,7 @@ impl Operators {
         for state in self.streams.values_mut() {
             state
                 .watermarks
-                .retain(|(_, partition), _| partition != RETAINED_PARTITION);
+                .retain(|id, _| &*id.partition != RETAINED_PARTITION);
         }
     }
 
@@ -482,7 +485,7 @@ impl Operators {
             .received_at
             .saturating_sub(stream.def.watermark.idle.micros());
         for (key, watermark) in &mut state.watermarks {
-            let is_other = key.1 == RETAINED_PARTITION && key.0 != header.source;
+            let is_other = &*key.partition == RETAINED_PARTITION && *key.source != *header.source;
             if is_other
                 && self
                     .partitions
@@ -496,7 +499,11 @@ impl Operators {
 
     fn raise_retention_floors(&mut self, retention_floors: &RetentionFloors) {
         for (table, retention_floor) in retention_floors {
-            let before = match self.streams.get_mut(table) {
+            let of_stream = match table {
+                TableId::Stream(name) => self.streams.get_mut(&**name),
+                _ => None,
+            };
+            let before = match of_stream {
                 Some(state) => state.retention_floor.get_or_insert(*retention_floor),
                 None => self
                     .retention_floors
@@ -511,7 +518,7 @@ impl Operators {
         let header = &frame.header;
         let partition = self
             .partitions
-            .entry((header.source.clone(), header.partition.clone()))
+            .entry(PartitionId::new(&header.source, &header.partition))
             .or_default();
         if let Some(line) = partition.observe(frame) {
             self.retried
@@ -570,7 +577,7 @@ impl Operators {
         else {
             return;
         };
-        let key = (frame.header.source.clone(), frame.header.partition.clone());
+        let key = PartitionId::new(&frame.header.source, &frame.header.partition);
         if let Some(watermark) = state.watermarks.get_mut(&key) {
             watermark.end(rules(stream));
             state.last_idle = watermark.at();
@@ -595,7 +602,7 @@ impl Operators {
             elapsed,
         } in ticks
         {
-            let key = (source.clone(), partition.clone());
+            let key = PartitionId::new(source, partition);
             let Some(watermark) = state.watermarks.get_mut(&key) else {
                 continue;
             };
@@ -707,8 +714,8 @@ impl Operators {
         output: &Output,
     ) {
         if let Some(dead) = output.dead_letters.last() {
-            self.emitted_through
-                .insert(checkpoints::DEAD_LETTERS.into(), dead.lsn);
+            let dead_letters = CheckpointId::recent(&TableId::DeadLetters);
+            self.emitted_through.insert(dead_letters, dead.lsn);
         }
         let lsns = lsns(batch);
         let is_late_class = |row: usize| late_class.is_some_and(|o| o[row]);
@@ -718,23 +725,24 @@ impl Operators {
                 .find(|row| is_late_class(*row) == wanted)
                 .map(|row| lsns[row] as u64)
         };
-        let name = &stream.name;
+        let (name, table) = (&stream.name, TableId::stream(&stream.name));
         if let Some(lsn) = last(false) {
-            self.emitted_through.insert(checkpoints::recent(name), lsn);
+            self.emitted_through
+                .insert(CheckpointId::recent(&table), lsn);
         }
         if let Some(lsn) = last(true) {
-            self.emitted_through.insert(checkpoints::old(name), lsn);
+            self.emitted_through.insert(CheckpointId::old(&table), lsn);
         }
         let Some(lsn) = lsns.last().map(|l| *l as u64) else {
             return;
         };
-        for (wanted, checkpoint) in [
-            (stream.def.search.is_some(), checkpoints::search(name)),
-            (stream.def.places.is_some(), checkpoints::places(name)),
-            (stream.def.count.is_some(), checkpoints::counts(name)),
+        for (wanted, view) in [
+            (stream.def.search.is_some(), ViewId::search(name)),
+            (stream.def.places.is_some(), ViewId::places(name)),
+            (stream.def.count.is_some(), ViewId::counts(name)),
         ] {
             if wanted {
-                self.emitted_through.insert(checkpoint, lsn);
+                self.emitted_through.insert((&view).into(), lsn);
             }
         }
     }

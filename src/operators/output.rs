@@ -1,5 +1,4 @@
-//! What operators emit for a frame: rows of tables, dead letters, retention floors; and the names
-//! of the tables and checkpoints that they go to.
+//! What operators emit for a frame: rows of tables, dead letters, retention floors.
 //!
 //! Three meanings of "late", each with its own word:
 //!
@@ -22,6 +21,7 @@ use arrow::array::RecordBatch;
 
 use super::values::lsns;
 use crate::event::{Lsn, Micros};
+use crate::ids::TableId;
 use crate::schema::Stream;
 use crate::wal::Frame;
 
@@ -63,25 +63,12 @@ impl StreamRows {
 /// Rows of a derived table: sessions, windows, late rows, entities.
 #[derive(Debug, Clone)]
 pub struct TableRows {
-    /// Name of the table.
-    pub table: Arc<str>,
+    pub table: TableId,
     /// In the table's schema without partition columns; LSNs ascend.
     pub batch: RecordBatch,
     /// Rows with a time (of the table's partition column) below this, in µs, are no longer part of
     /// the table; none without retention.
     pub retention_floor: Option<Micros>,
-}
-
-/// Names of derived tables.
-pub mod tables {
-    pub use crate::schema::versions_of;
-
-    pub fn sessions(stream: &str) -> String {
-        format!("{stream}.sessions")
-    }
-    pub fn late(stream: &str) -> String {
-        format!("{stream}.late")
-    }
 }
 
 /// What operators emit for one frame: everything in the range (after, to]. Views that have
@@ -108,7 +95,7 @@ pub struct Output {
 /// Per table its retention floor: the time in µs, at a partition's start, below which rows are no
 /// longer part of it. Hidden at once, removed later by maintenance. As JSON it is the payload of a
 /// `RetentionFloor` frame: `{"raw":1718000000000000}`.
-pub type RetentionFloors = BTreeMap<String, Micros>;
+pub type RetentionFloors = BTreeMap<TableId, Micros>;
 
 impl Output {
     /// Bytes in memory, approximately: what the ring charges for it.
@@ -140,30 +127,5 @@ impl Output {
             + self.dead_letters.len() * size_of::<DeadLetter>()
             + reasons
             + 512
-    }
-}
-
-/// Names of the checkpoints that views commit, as snapshots list them.
-pub mod checkpoints {
-    pub const RAW: &str = "raw";
-    pub const DEAD_LETTERS: &str = "dead_letters";
-    pub fn recent(table: &str) -> String {
-        format!("{table}/recent")
-    }
-    pub fn old(table: &str) -> String {
-        format!("{table}/old")
-    }
-    /// The view that writes a table of the lake, which has one or two of the checkpoints above.
-    pub fn table(table: &str) -> String {
-        format!("lake/{table}")
-    }
-    pub fn search(stream: &str) -> String {
-        format!("search/{stream}")
-    }
-    pub fn places(stream: &str) -> String {
-        format!("places/{stream}")
-    }
-    pub fn counts(stream: &str) -> String {
-        format!("counts/{stream}")
     }
 }

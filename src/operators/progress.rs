@@ -10,6 +10,7 @@ use super::sessions::Sessions;
 use super::stream::StreamState;
 use super::windows::WindowState;
 use crate::event::Micros;
+use crate::ids::{Name, PartitionId};
 
 /// Sums over a stream since the log began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,15 @@ pub struct WindowProgress {
     pub memory_bytes: usize,
 }
 
+/// A partition of a stream, whose silence can move the stream's watermark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingPartition {
+    pub stream: Name,
+    pub id: PartitionId,
+    /// Number of its records so far.
+    pub seen: u64,
+}
+
 impl Operators {
     /// Per window, by its name, what metrics show of it.
     pub fn window_progress(&self) -> BTreeMap<String, WindowProgress> {
@@ -109,16 +119,18 @@ impl Operators {
         progress
     }
 
-    /// Partitions that silence can move, of streams in which something is open: stream, source,
-    /// partition, records so far.
-    pub fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
+    /// Partitions that silence can move, of streams in which something is open.
+    pub fn waiting_partitions(&self) -> Vec<WaitingPartition> {
         let progress = self.progress();
         let is_open = |name: &str| progress.get(name).is_some_and(|p| p.is_open);
         let open = self.streams.iter().filter(|(name, _)| is_open(name));
         open.flat_map(|(name, state)| {
+            let stream: Name = name.as_str().into();
             let known = state.watermarks.iter().filter(|(_, w)| w.is_waiting());
-            known.map(|((source, partition), w)| {
-                (name.clone(), source.clone(), partition.clone(), w.seen())
+            known.map(move |(id, w)| WaitingPartition {
+                stream: stream.clone(),
+                id: id.clone(),
+                seen: w.seen(),
             })
         })
         .collect()

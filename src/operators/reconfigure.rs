@@ -23,8 +23,9 @@ use super::duplicates::Deduplicator;
 use super::entities::EntityState;
 use super::sessions::{SessionStatus, Sessions};
 use super::windows::WindowState;
-use super::{OperatorError, Operators, TableRows, checkpoints, tables};
+use super::{OperatorError, Operators, TableRows};
 use crate::event::Lsn;
+use crate::ids::{CheckpointId, TableId};
 use crate::schema::{Catalog, StreamDef};
 
 impl Operators {
@@ -47,34 +48,41 @@ impl Operators {
 
     /// Takes over the state behind a table from operators that have applied the same records: of
     /// its window, sessions, entities or duplicates.
-    pub(crate) fn import_state(&mut self, table: &str, from: &mut Self) {
-        let is_its_window = |w: &WindowState| tables::versions_of(&w.window().name) == table;
-        if let (Some(own), Some(new)) = (
-            self.windows.iter_mut().find(|w| is_its_window(w)),
-            from.windows.iter_mut().find(|w| is_its_window(w)),
-        ) {
-            std::mem::swap(own, new);
-            if new.has_downstream() {
-                own.set_downstream();
+    pub(crate) fn import_state(&mut self, table: &TableId, from: &mut Self) {
+        match table {
+            TableId::Window(name) => {
+                let is_own = |w: &&mut WindowState| *w.window().name == **name;
+                let own = self.windows.iter_mut().find(is_own);
+                if let Some((own, new)) = own.zip(from.windows.iter_mut().find(is_own)) {
+                    std::mem::swap(own, new);
+                    if new.has_downstream() {
+                        own.set_downstream();
+                    }
+                }
             }
-        }
-        if let (Some(own), Some(new)) = (
-            self.entities.iter_mut().find(|e| e.entity.name == table),
-            from.entities.iter_mut().find(|e| e.entity.name == table),
-        ) {
-            std::mem::swap(own, new);
-        }
-        for (name, own) in &mut self.streams {
-            let Some(new) = from.streams.get_mut(name) else {
-                continue;
-            };
-            if tables::sessions(name) == table {
-                std::mem::swap(&mut own.sessions, &mut new.sessions);
-            } else if name == table {
-                std::mem::swap(&mut own.duplicates, &mut new.duplicates);
+            TableId::Entity(name) => {
+                let is_own = |e: &&mut EntityState| *e.entity.name == **name;
+                let own = self.entities.iter_mut().find(is_own);
+                if let Some((own, new)) = own.zip(from.entities.iter_mut().find(is_own)) {
+                    std::mem::swap(own, new);
+                }
             }
+            TableId::Sessions(stream) => {
+                let own = self.streams.get_mut(&**stream);
+                if let Some((own, new)) = own.zip(from.streams.get_mut(&**stream)) {
+                    std::mem::swap(&mut own.sessions, &mut new.sessions);
+                }
+            }
+            TableId::Stream(name) => {
+                let own = self.streams.get_mut(&**name);
+                if let Some((own, new)) = own.zip(from.streams.get_mut(&**name)) {
+                    std::mem::swap(&mut own.duplicates, &mut new.duplicates);
+                }
+            }
+            TableId::Late(_) => {}
+            TableId::Raw | TableId::DeadLetters => return,
         }
-        for checkpoint in [checkpoints::recent(table), checkpoints::old(table)] {
+        for checkpoint in [CheckpointId::recent(table), CheckpointId::old(table)] {
             if let Some(lsn) = from.emitted_through.get(&checkpoint) {
                 self.emitted_through.insert(checkpoint, *lsn);
             }
@@ -103,7 +111,7 @@ impl Operators {
             if let (Some(batch), Some(now)) = (abandoned, catalog.window(&window.name)) {
                 let batch = fit(&batch, &now.schema);
                 rows.extend(batch.map(|batch| TableRows {
-                    table: tables::versions_of(&window.name).into(),
+                    table: TableId::window(&window.name),
                     batch,
                     retention_floor: None,
                 }));
@@ -180,7 +188,7 @@ impl Operators {
                 if !closed.is_empty() {
                     let batch = sessions.rows(&closed);
                     rows.push(TableRows {
-                        table: tables::sessions(name).into(),
+                        table: TableId::sessions(name),
                         batch,
                         retention_floor: state.retention_floor,
                     });

@@ -27,6 +27,7 @@ use super::windows::WindowState;
 use super::{OperatorError, Operators, PartitionState, RetentionFloors, StreamState, Totals};
 use crate::event::{Gap, Lsn, Micros};
 use crate::idempotency::{AnsweredRequest, BodyHash, IngestResponse, RequestKey};
+use crate::ids::{CheckpointId, Name, PartitionId};
 use crate::schema::Catalog;
 
 const VERSION: u32 = 5;
@@ -39,8 +40,8 @@ struct Head {
     /// The streams in force, as JSON.
     configuration: String,
     #[serde(rename = "given")]
-    emitted_through: BTreeMap<String, Lsn>,
-    partitions: Vec<(String, String, PartitionState)>,
+    emitted_through: BTreeMap<CheckpointId, Lsn>,
+    partitions: Vec<(Name, Name, PartitionState)>,
     /// Oldest first.
     #[serde(default)]
     answered_requests: Vec<SavedAnswer>,
@@ -96,10 +97,10 @@ impl SavedAnswer {
 
 #[derive(Serialize, Deserialize)]
 struct StreamHead {
-    watermarks: Vec<(String, String, Watermark)>,
+    watermarks: Vec<(Name, Name, Watermark)>,
     last_idle: Option<Micros>,
     #[serde(default)]
-    idle_partition: Option<(String, String)>,
+    idle_partition: Option<(Name, Name)>,
     watermark: Option<Micros>,
     #[serde(rename = "floor")]
     retention_floor: Option<Micros>,
@@ -114,10 +115,13 @@ impl StreamHead {
         let watermarks = state.watermarks.iter();
         Self {
             watermarks: watermarks
-                .map(|((source, partition), w)| (source.clone(), partition.clone(), w.clone()))
+                .map(|(id, w)| (id.source.clone(), id.partition.clone(), w.clone()))
                 .collect(),
             last_idle: state.last_idle,
-            idle_partition: state.idle_partition.clone(),
+            idle_partition: state
+                .idle_partition
+                .as_ref()
+                .map(|id| (id.source.clone(), id.partition.clone())),
             watermark: state.watermark,
             retention_floor: state.retention_floor,
             totals: state.totals,
@@ -140,10 +144,12 @@ impl StreamHead {
         let watermarks = self.watermarks.into_iter();
         Ok(StreamState {
             watermarks: watermarks
-                .map(|(source, partition, w)| ((source, partition), w))
+                .map(|(source, partition, w)| (PartitionId { source, partition }, w))
                 .collect(),
             last_idle: self.last_idle,
-            idle_partition: self.idle_partition,
+            idle_partition: self
+                .idle_partition
+                .map(|(source, partition)| PartitionId { source, partition }),
             watermark: self.watermark,
             duplicates,
             sessions,
@@ -171,8 +177,8 @@ pub(crate) fn lsn_of(name: &str) -> Option<Lsn> {
 /// A snapshot with `a: 9, b: 5` is ahead of views at `a: 40, b: 4`; it is not ahead of views at
 /// `a: 9, b: 5`, or of one at `a: 9` where no view has `b`.
 pub(crate) fn is_ahead_of_views(
-    emitted_through: &BTreeMap<String, Lsn>,
-    checkpoints: &BTreeMap<String, Lsn>,
+    emitted_through: &BTreeMap<CheckpointId, Lsn>,
+    checkpoints: &BTreeMap<CheckpointId, Lsn>,
 ) -> bool {
     emitted_through
         .iter()
@@ -190,7 +196,7 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
         partitions: operators
             .partitions
             .iter()
-            .map(|((a, b), p)| (a.clone(), b.clone(), p.clone()))
+            .map(|(id, state)| (id.source.clone(), id.partition.clone(), state.clone()))
             .collect(),
         answered_requests: operators.answered().map(SavedAnswer::new).collect(),
         gaps: operators.gaps.iter().cloned().collect(),
@@ -238,7 +244,7 @@ pub(crate) struct Summary {
     /// The streams in force, as JSON.
     pub configuration: String,
     /// Per checkpoint of a view, the LSN of the last row emitted to it.
-    pub emitted_through: BTreeMap<String, Lsn>,
+    pub emitted_through: BTreeMap<CheckpointId, Lsn>,
     /// LSN of the snapshot saved before this one; none for a log's first.
     pub before: Option<Lsn>,
 }
@@ -348,7 +354,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
     operators.partitions = head
         .partitions
         .into_iter()
-        .map(|(a, b, p)| ((a, b), p))
+        .map(|(source, partition, state)| (PartitionId { source, partition }, state))
         .collect();
     if let Some(answered) = &mut operators.answered {
         head.answered_requests
@@ -392,10 +398,10 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_not_ahead_once_views_have_the_last_rows_emitted() {
-        let checkpoints = |entries: &[(&str, Lsn)]| -> BTreeMap<String, Lsn> {
+        let checkpoints = |entries: &[(&str, Lsn)]| -> BTreeMap<CheckpointId, Lsn> {
             entries
                 .iter()
-                .map(|(name, lsn)| ((*name).to_owned(), *lsn))
+                .map(|(name, lsn)| ((*name).into(), *lsn))
                 .collect()
         };
         let emitted_through = checkpoints(&[("a", 9), ("b", 5)]);

@@ -30,6 +30,7 @@ use super::watermark::{RecordTime, Rules, Watermark};
 use super::{DeadLetter, Output, Totals};
 use crate::decode::Decoded;
 use crate::event::{Lsn, MICROS_PER_HOUR, Micros, bucket, rfc3339};
+use crate::ids::PartitionId;
 use crate::schema::{Catalog, Stream};
 use crate::wal::{Header, Kind};
 
@@ -44,12 +45,11 @@ const MAX_DRIFT_KEYS: usize = 1_000;
 /// State of one stream.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StreamState {
-    /// By (source, partition).
-    pub watermarks: BTreeMap<(String, String), Watermark>,
+    pub watermarks: BTreeMap<PartitionId, Watermark>,
     /// The watermark of the partition that became idle last, which ticks still move.
     pub last_idle: Option<Micros>,
     /// That partition; none while none was idle.
-    pub idle_partition: Option<(String, String)>,
+    pub idle_partition: Option<PartitionId>,
     /// The stream's watermark: no event older than it is expected in any partition.
     pub watermark: Option<Micros>,
     /// None where the stream declares no `duplicates`.
@@ -206,7 +206,7 @@ impl StreamState {
         // A retried dead letter says nothing about how far time has advanced.
         let is_retry = header.kind == Kind::Retry;
         let mut fixed = Watermark::fixed_at(self.watermark);
-        let key = (header.source.clone(), header.partition.clone());
+        let key = PartitionId::new(&header.source, &header.partition);
         let others = self
             .watermarks
             .iter()

@@ -12,7 +12,7 @@ use super::sql::SqlEngine;
 use super::{AsOf, Handles, QueryError};
 use crate::bounds::truncate_with_hash;
 use crate::event::{Lsn, MICROS_PER_SECOND, Micros};
-use crate::operators::checkpoints;
+use crate::ids::{TableId, ViewId};
 use crate::views::counts::{Count, group};
 
 /// A count query.
@@ -66,9 +66,9 @@ pub async fn count(
         })
     });
     let mut lsn = counted.map_err(|e| QueryError::Failed(e.to_string()))?;
-    let mut views = vec![checkpoints::counts(name)];
+    let mut views = vec![ViewId::counts(name)];
     if !range.edges.is_empty() {
-        views.push(checkpoints::table(name));
+        views.push(TableId::stream(name).view());
         let edges = EdgeQuery {
             stream: name,
             columns: &columns,

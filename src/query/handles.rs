@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::{PipelineProgress, QueryError};
 use crate::event::{Lsn, Micros};
-use crate::operators::{RetentionFloors, checkpoints, tables};
-use crate::schema::{Catalog, Stream, Window};
+use crate::ids::{TableId, ViewId};
+use crate::operators::RetentionFloors;
+use crate::schema::{Catalog, Stream};
 use crate::views::counts::Counts;
 use crate::views::lake::LakeTable;
 use crate::views::places::Places;
@@ -20,8 +21,8 @@ pub struct Handles {
     pub catalog: Arc<Catalog>,
     /// The folder of the lake.
     pub lake: PathBuf,
-    /// Lake tables by name.
-    pub tables: BTreeMap<String, Arc<LakeTable>>,
+    /// Lake tables, in the order of their names.
+    pub tables: BTreeMap<TableId, Arc<LakeTable>>,
     /// Full-text search by stream, where the stream declares `search`.
     pub search: BTreeMap<String, Arc<SearchIndex>>,
     /// Venues by stream, where the stream declares `places`.
@@ -35,55 +36,34 @@ pub struct Handles {
 impl Handles {
     /// Hides the rows of these tables below a time.
     pub(crate) fn raise_floors(&self, floors: &RetentionFloors) {
-        for (name, floor) in floors {
-            if let Some(table) = self.tables.get(name) {
+        for (id, floor) in floors {
+            if let Some(table) = self.tables.get(id) {
                 table.raise_floor(*floor);
             }
         }
     }
 
+    /// The table of a stream's events.
+    pub fn stream_table(&self, stream: &str) -> Option<&Arc<LakeTable>> {
+        self.tables.get(&TableId::stream(stream))
+    }
+
     /// Events of a stream below this time are no longer shown.
     pub(crate) fn floor(&self, stream: &str) -> Option<Micros> {
-        self.tables.get(stream).and_then(|table| table.floor())
+        self.stream_table(stream).and_then(|table| table.floor())
     }
 
-    /// Every view, by the name of its checkpoint, with the LSN up to which queries see it.
-    pub(crate) fn checkpoints(&self) -> Vec<(String, Lsn)> {
-        let mut checkpoints: Vec<(String, Lsn)> = self
-            .tables
-            .iter()
-            .map(|(name, table)| (format!("lake/{name}"), table.applied()))
-            .collect();
-        checkpoints.extend(
-            self.search
-                .iter()
-                .map(|(name, s)| (checkpoints::search(name), s.visible())),
-        );
-        checkpoints.extend(
-            self.places
-                .iter()
-                .map(|(name, p)| (checkpoints::places(name), p.applied())),
-        );
-        checkpoints.extend(
-            self.counts
-                .iter()
-                .map(|(name, c)| (checkpoints::counts(name), c.applied())),
-        );
-        checkpoints
-    }
-
-    /// The stream that a table's rows come from, if it is a single one.
-    pub(crate) fn stream_of(&self, table: &str) -> Option<String> {
-        let streams = &self.catalog.streams;
-        let window = |w: &&Arc<Window>| w.name == table || tables::versions_of(&w.name) == table;
-        let window = self
-            .catalog
-            .windows
-            .iter()
-            .find(window)
-            .map(|w| w.stream.clone());
-        let name = table.split('.').next().unwrap_or(table);
-        window.or_else(|| streams.contains_key(name).then(|| name.to_owned()))
+    /// Every view with the LSN up to which queries see it.
+    pub(crate) fn checkpoints(&self) -> Vec<(ViewId, Lsn)> {
+        let tables = self.tables.iter();
+        let tables = tables.map(|(id, table)| (id.view(), table.applied()));
+        let search = self.search.iter();
+        let search = search.map(|(name, s)| (ViewId::search(name), s.visible()));
+        let places = self.places.iter();
+        let places = places.map(|(name, p)| (ViewId::places(name), p.applied()));
+        let counts = self.counts.iter();
+        let counts = counts.map(|(name, c)| (ViewId::counts(name), c.applied()));
+        tables.chain(search).chain(places).chain(counts).collect()
     }
 
     /// The stream that a query names; the first by default. `NotFound` if it does not exist.

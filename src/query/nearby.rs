@@ -6,7 +6,7 @@ use super::encode::write_object;
 use super::spool::{SpooledAnswer, Spools};
 use super::{Handles, QueryError};
 use crate::event::{Micros, is_place, rfc3339};
-use crate::operators::checkpoints;
+use crate::ids::ViewId;
 
 /// A query for venues near a place.
 #[derive(Debug, Clone, Default)]
@@ -83,7 +83,7 @@ pub fn nearby(
     let as_of = handles.progress.as_of(
         lsn,
         std::slice::from_ref(name),
-        &[checkpoints::places(name)],
+        &[ViewId::places(name)],
         now,
     );
     let mut out = spools.begin();

@@ -8,7 +8,10 @@ use serde::Serialize;
 
 use super::QueryError;
 use crate::event::{Gap, Lsn, Micros, SharedHealth, SourceHealth, rfc3339};
-use crate::operators::{Operators, PartitionState, StreamProgress, WindowProgress};
+use crate::ids::{PartitionId, TableId, ViewId};
+use crate::operators::{
+    Operators, PartitionState, StreamProgress, WaitingPartition, WindowProgress,
+};
 
 /// Frames whose arrival times are remembered, for the age of the oldest record that an answer lacks.
 const MAX_ARRIVALS: usize = 20_000;
@@ -47,7 +50,7 @@ pub struct PipelineProgress {
     operators: OnceLock<Arc<Mutex<Operators>>>,
     sources: Mutex<BTreeMap<String, SharedHealth>>,
     /// Missing records by view, counted once when the data folder is read offline.
-    missing: OnceLock<BTreeMap<String, MissingRecords>>,
+    missing: OnceLock<BTreeMap<ViewId, MissingRecords>>,
 }
 
 #[derive(Default)]
@@ -55,7 +58,7 @@ struct Inner {
     streams: BTreeMap<String, StreamProgress>,
     windows: BTreeMap<String, WindowProgress>,
     gaps: Vec<Gap>,
-    partitions: BTreeMap<(String, String), PartitionState>,
+    partitions: BTreeMap<PartitionId, PartitionState>,
     retried: Arc<BTreeMap<Lsn, Lsn>>,
     /// The trusted arrival time.
     arrived: Option<Micros>,
@@ -80,7 +83,7 @@ impl PipelineProgress {
     /// operators.
     pub(crate) fn open_rows(
         &self,
-        table: &str,
+        table: &TableId,
     ) -> Result<Option<(Lsn, Option<RecordBatch>)>, QueryError> {
         let Some(operators) = self.operators.get() else {
             return Ok(None);
@@ -105,8 +108,8 @@ impl PipelineProgress {
         is_applied
     }
 
-    /// Partitions whose idleness advances time: stream, source, partition, records so far.
-    pub(crate) fn waiting_partitions(&self) -> Vec<(String, String, String, u64)> {
+    /// Partitions whose idleness advances time.
+    pub(crate) fn waiting_partitions(&self) -> Vec<WaitingPartition> {
         let Some(operators) = self.operators.get() else {
             return Vec::new();
         };
@@ -159,7 +162,7 @@ impl PipelineProgress {
     }
 
     /// Sets the records that are missing in the answers of each view.
-    pub(crate) fn set_missing(&self, missing: BTreeMap<String, MissingRecords>) {
+    pub(crate) fn set_missing(&self, missing: BTreeMap<ViewId, MissingRecords>) {
         let _ = self.missing.set(missing);
     }
 
@@ -227,8 +230,8 @@ impl PipelineProgress {
         self.lock().gaps.clone()
     }
 
-    /// The state of each partition, by source and partition.
-    pub(crate) fn partitions(&self) -> BTreeMap<(String, String), PartitionState> {
+    /// The state of each partition.
+    pub(crate) fn partitions(&self) -> BTreeMap<PartitionId, PartitionState> {
         self.lock().partitions.clone()
     }
 
@@ -238,7 +241,7 @@ impl PipelineProgress {
         &self,
         lsn: Lsn,
         streams: &[String],
-        views: &[String],
+        views: &[ViewId],
         now: Micros,
     ) -> AsOf {
         let inner = self.lock();
@@ -272,7 +275,7 @@ impl PipelineProgress {
 
 /// Records that are missing in an answer of several views: for each stream those of the view that
 /// misses most.
-fn missing_records(missing: &BTreeMap<String, MissingRecords>, views: &[String]) -> u64 {
+fn missing_records(missing: &BTreeMap<ViewId, MissingRecords>, views: &[ViewId]) -> u64 {
     let mut by_stream: BTreeMap<Option<&str>, u64> = BTreeMap::new();
     for MissingRecords { stream, records } in views.iter().filter_map(|view| missing.get(view)) {
         let max = by_stream.entry(stream.as_deref()).or_default();
@@ -293,24 +296,20 @@ mod tests {
             stream: stream.map(str::to_owned),
             records,
         };
+        let table = |name: &str| TableId::stream(name).view();
         let views = [
-            ("lake/a", Some("a"), 3),
-            ("search/a", Some("a"), 5),
-            ("lake/b", Some("b"), 1),
-            ("lake/raw", None, 4),
+            (table("a"), Some("a"), 3),
+            (ViewId::search("a"), Some("a"), 5),
+            (table("b"), Some("b"), 1),
+            (TableId::Raw.view(), None, 4),
         ];
         let all = views
-            .map(|(view, stream, records)| (view.to_owned(), missing(stream, records)))
+            .map(|(view, stream, records)| (view, missing(stream, records)))
             .into();
-        let count = |views: &[&str]| {
-            missing_records(
-                &all,
-                &views.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>(),
-            )
-        };
-        assert_eq!(count(&["lake/a", "search/a"]), 5);
-        assert_eq!(count(&["lake/a", "lake/b"]), 4);
-        assert_eq!(count(&["lake/raw", "lake/b"]), 4);
-        assert_eq!(count(&["lake/elsewhere"]), 0);
+        let count = |views: &[ViewId]| missing_records(&all, views);
+        assert_eq!(count(&[table("a"), ViewId::search("a")]), 5);
+        assert_eq!(count(&[table("a"), table("b")]), 4);
+        assert_eq!(count(&[TableId::Raw.view(), table("b")]), 4);
+        assert_eq!(count(&[table("elsewhere")]), 0);
     }
 }

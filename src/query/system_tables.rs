@@ -12,6 +12,7 @@ use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, ident};
 
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros, SourceHealth, SourceState};
+use crate::ids::{PartitionId, ViewId};
 use crate::operators::PartitionState;
 
 /// Names of the tables in the schema `weir`.
@@ -205,12 +206,12 @@ fn sources(handles: &Handles) -> Columns {
 }
 
 fn source_rows(
-    partitions: &BTreeMap<(String, String), PartitionState>,
+    partitions: &BTreeMap<PartitionId, PartitionState>,
     sources: &BTreeMap<String, SourceHealth>,
 ) -> Vec<SourceRow> {
     let mut rows = Vec::new();
-    for ((source, partition), read) in partitions {
-        let health = sources.get(source);
+    for (PartitionId { source, partition }, read) in partitions {
+        let health = sources.get(&**source);
         let waiting = health.and_then(|h| h.waiting.get(path_of(partition)));
         let (state, reason) = match (health, waiting) {
             (_, Some(reason)) => (SourceState::Waiting.name(), Some(reason.clone())),
@@ -219,8 +220,8 @@ fn source_rows(
             (None, None) => ("", None),
         };
         rows.push(SourceRow {
-            source: source.clone(),
-            partition: partition.clone(),
+            source: source.to_string(),
+            partition: partition.to_string(),
             source_offset: Some(read.next_offset),
             received_at: Some(read.received_at),
             state,
@@ -263,16 +264,14 @@ fn path_of(partition: &str) -> &str {
 fn views(handles: &Handles) -> Columns {
     let checkpoints = handles.checkpoints();
     let synced = handles.progress.synced_lsn();
-    let in_files = |view: &str| {
-        handles
-            .tables
-            .get(view.strip_prefix("lake/")?)
-            .map(|table| table.files_lsn() as i64)
+    let in_files = |view: &ViewId| {
+        let table = handles.tables.get(view.table()?);
+        table.map(|table| table.files_lsn() as i64)
     };
     vec![
         (
             "view",
-            text(checkpoints.iter().map(|(name, _)| name.clone())),
+            text(checkpoints.iter().map(|(view, _)| view.to_string())),
         ),
         ("lsn", number(checkpoints.iter().map(|(_, lsn)| *lsn))),
         (
@@ -288,7 +287,7 @@ fn views(handles: &Handles) -> Columns {
             Arc::new(
                 checkpoints
                     .iter()
-                    .map(|(name, _)| in_files(name))
+                    .map(|(view, _)| in_files(view))
                     .collect::<Int64Array>(),
             ),
         ),

@@ -9,7 +9,6 @@ use arrow::datatypes::Schema;
 
 use super::RuntimeError;
 use crate::event::{Lsn, Micros};
-use crate::operators::checkpoints;
 use crate::views::lake::{LakeTable, TableSpec, files};
 use crate::wal::{Kind, LogReader};
 
@@ -112,16 +111,6 @@ fn rows_above(table: &LakeTable, after: Lsn, columns: &[&str]) -> Result<Vec<Rec
         rows.extend(read.map_err(|e| e.to_string())?);
     }
     Ok(rows)
-}
-
-/// The stream that a view follows from, by the view's name; none for `raw` and dead letters.
-pub fn stream_of(view: &str, of_table: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let (kind, name) = view.split_once('/')?;
-    match (kind, name) {
-        ("lake", checkpoints::RAW | checkpoints::DEAD_LETTERS) => None,
-        ("lake", table) => of_table(table),
-        (_, stream) => Some(stream.to_owned()),
-    }
 }
 
 #[cfg(test)]

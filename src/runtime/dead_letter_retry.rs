@@ -15,9 +15,10 @@ use super::{POLL, RuntimeError};
 use crate::clock::Clock;
 use crate::decode::{Received, decode};
 use crate::event::{Lsn, Micros};
+use crate::ids::TableId;
 use crate::ingest::{Ingest, Receipt, Submission};
 use crate::message::{MessageMetadata, Messages};
-use crate::operators::{MAX_RETRIED, checkpoints};
+use crate::operators::MAX_RETRIED;
 use crate::query::QueryError;
 use crate::schema::Stream;
 use crate::wal::{FrameAttributes, Kind, RecordsBuilder};
@@ -308,7 +309,7 @@ impl Retry {
     /// Waits until everything that was resubmitted before is marked, so that it is not sent again.
     async fn wait_until_marked(&self) -> Result<(), RuntimeError> {
         let (handles, synced) = (&self.queries.handles, self.ingest.synced_lsn());
-        let letters = handles.tables.get(checkpoints::DEAD_LETTERS);
+        let letters = handles.tables.get(&TableId::DeadLetters);
         let begun = Instant::now();
         while !handles.progress.refresh(synced)
             || letters.is_some_and(|table| table.applied() < synced)

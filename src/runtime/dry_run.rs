@@ -1,6 +1,7 @@
 //! Running sample records through a configuration in memory: what each becomes, and what windows and
 //! sessions then hold. Does not touch a data folder.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -9,8 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::RuntimeError;
 use crate::event::{Micros, rfc3339};
+use crate::ids::TableId;
 use crate::ingest::SortTimes;
-use crate::operators::{Operators, Output, Totals, tables};
+use crate::operators::{Operators, Output, Totals};
 use crate::query::sql::to_ndjson;
 use crate::schema::window::Shape;
 use crate::schema::{Catalog, Stream};
@@ -65,7 +67,7 @@ pub fn count(
 ) -> Result<Totals, RuntimeError> {
     let mut dry_run = DryRun {
         operators: Operators::new(catalog.clone(), 0),
-        stored: Map::new(),
+        stored: BTreeMap::new(),
         received_at,
     };
     for part in records.chunks(FRAME_RECORDS) {
@@ -101,7 +103,7 @@ pub fn run(
     };
     let mut dry_run = DryRun {
         operators: Operators::new(catalog.clone(), 0),
-        stored: Map::new(),
+        stored: BTreeMap::new(),
         received_at,
     };
     let mut shown = Vec::new();
@@ -114,44 +116,36 @@ pub fn run(
     if is_final {
         dry_run.apply(Kind::CloseAll, "", [b"{}".as_slice()])?;
     }
-    let mut tables: Vec<String> = catalog
-        .windows
-        .iter()
-        .map(|w| tables::versions_of(&w.name))
-        .collect();
-    tables.extend(catalog.streams.keys().map(|name| tables::sessions(name)));
-    for table in tables {
+    let windows = catalog.windows.iter().map(|w| TableId::window(&w.name));
+    let sessions = catalog.streams.keys().map(|name| TableId::sessions(name));
+    for table in windows.chain(sessions) {
         let open = dry_run
             .operators
             .open_rows(&table)
             .map_err(RuntimeError::Failed)?;
         dry_run.store(&table, open.as_ref())?;
     }
-    let rows_of = |name: &str| {
-        dry_run
-            .stored
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| json!([]))
+    let rows_of = |table: TableId| {
+        let rows = dry_run.stored.get(&table);
+        Value::from(rows.cloned().unwrap_or_default())
     };
     let windows: Map<String, Value> = catalog
         .windows
         .iter()
         .filter(|w| w.stream == stream.name)
-        .map(|w| (w.name.clone(), rows_of(&tables::versions_of(&w.name))))
+        .map(|w| (w.name.clone(), rows_of(TableId::window(&w.name))))
         .collect();
     let answer = json!({
         "records": shown,
         "windows": windows,
-        "sessions": rows_of(&tables::sessions(&stream.name)),
+        "sessions": rows_of(TableId::sessions(&stream.name)),
     });
     Ok((answer, dry_run.totals(&stream.name)))
 }
 
 struct DryRun {
     operators: Operators,
-    /// Rows by table.
-    stored: Map<String, Value>,
+    stored: BTreeMap<TableId, Vec<Value>>,
     received_at: Micros,
 }
 
@@ -191,13 +185,10 @@ impl DryRun {
         Ok(output)
     }
 
-    fn store(&mut self, table: &str, rows: Option<&RecordBatch>) -> Result<(), RuntimeError> {
+    fn store(&mut self, table: &TableId, rows: Option<&RecordBatch>) -> Result<(), RuntimeError> {
         let Some(rows) = rows else { return Ok(()) };
         let rows = as_json(rows)?;
-        let all = self.stored.entry(table).or_insert_with(|| json!([]));
-        if let Some(all) = all.as_array_mut() {
-            all.extend(rows);
-        }
+        self.stored.entry(table.clone()).or_default().extend(rows);
         Ok(())
     }
 
@@ -211,10 +202,8 @@ impl DryRun {
             .into_iter()
             .next()
             .unwrap_or(Value::Null);
-        let late = output
-            .tables
-            .iter()
-            .find(|t| *t.table == *tables::late(&stream.name));
+        let table = TableId::late(&stream.name);
+        let late = output.tables.iter().find(|t| t.table == table);
         let late_for = match late {
             Some(late) => as_json(&late.batch)?
                 .into_iter()

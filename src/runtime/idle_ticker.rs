@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::ids::{Name, PartitionId};
 use crate::ingest::{Ingest, Submission};
 use crate::operators::Tick;
 use crate::query::PipelineProgress;
@@ -27,9 +28,6 @@ pub struct Ticker {
     pub stop: Stop,
 }
 
-/// Stream, source and partition.
-type Partition = (String, String, String);
-
 impl Ticker {
     /// Works in a thread of its own, which holds `watch`.
     pub fn start(self, watch: impl Send + 'static) -> JoinHandle<()> {
@@ -43,7 +41,8 @@ impl Ticker {
     }
 
     fn run(self) {
-        let mut before: BTreeMap<Partition, u64> = BTreeMap::new();
+        // By stream and partition, its records so far.
+        let mut before: BTreeMap<(Name, PartitionId), u64> = BTreeMap::new();
         let mut at = Instant::now();
         while !self.stop.wait(INTERVAL) {
             panic_if_asked("ticks");
@@ -57,22 +56,18 @@ impl Ticker {
                     .is_some_and(|c| c.load(Ordering::Acquire))
                     && self.ingest.intake().full().is_none()
             };
-            let heard = self
-                .progress
-                .waiting_partitions()
-                .into_iter()
-                .filter(|(_, source, ..)| is_heard(source));
-            let seen: BTreeMap<Partition, u64> = heard
-                .map(|(stream, source, partition, seen)| ((stream, source, partition), seen))
+            let waiting = self.progress.waiting_partitions().into_iter();
+            let seen: BTreeMap<(Name, PartitionId), u64> = waiting
+                .filter(|partition| is_heard(&partition.id.source))
+                .map(|partition| ((partition.stream, partition.id), partition.seen))
                 .collect();
             let mut ticks: BTreeMap<&str, Vec<Tick>> = BTreeMap::new();
             for (key, seen) in &seen {
                 if before.get(key) == Some(seen) {
-                    let (stream, source, partition) = key.clone();
-                    drop(stream);
-                    ticks.entry(&key.0).or_default().push(Tick {
-                        source,
-                        partition,
+                    let (stream, PartitionId { source, partition }) = key;
+                    ticks.entry(stream).or_default().push(Tick {
+                        source: source.to_string(),
+                        partition: partition.to_string(),
                         elapsed,
                     });
                 }

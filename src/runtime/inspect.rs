@@ -35,7 +35,7 @@ pub fn tables(
         if let Some(reason) = table.column_conflict()?.filter(|_| !is_rebuilt) {
             return Err(views::refused(config, catalog, &table.spec, &reason).into());
         }
-        tables.insert(table.spec.name.clone(), Arc::new(table));
+        tables.insert(table.spec.id.clone(), Arc::new(table));
     }
-    Ok(notes::of_tables(&tables, catalog))
+    Ok(notes::of_tables(&tables))
 }

@@ -13,8 +13,9 @@ use super::{RuntimeError, notes, reserve, views};
 use crate::config::Config;
 use crate::config::units::Span;
 use crate::event::{Lsn, Micros};
+use crate::ids::TableId;
 use crate::ingest::{Ingest, IngestError, Submission};
-use crate::operators::{RetentionFloors, arrivals, checkpoints};
+use crate::operators::{RetentionFloors, arrivals};
 use crate::query::Handles;
 use crate::sources::Stop;
 use crate::threads::panic_if_asked;
@@ -44,7 +45,7 @@ pub struct Maintenance {
     pub disk: Option<u64>,
     /// Retention by arrival of the tables that no declaration has one for: `raw` and
     /// `dead_letters`. Tables of streams have floors by event time, which the operators raise.
-    pub retention: BTreeMap<String, Span>,
+    pub retention: BTreeMap<TableId, Span>,
     /// Takes in the frame that raises floors; none in a stopped folder.
     pub ingest: Option<Ingest>,
     /// Notes on tables that were reported, once each.
@@ -63,15 +64,15 @@ impl Maintenance {
         retention_lock: Arc<Mutex<()>>,
     ) -> Self {
         let retention = [
-            (checkpoints::RAW, config.raw_retention),
-            (checkpoints::DEAD_LETTERS, config.dead_letters_retention),
+            (TableId::Raw, config.raw_retention),
+            (TableId::DeadLetters, config.dead_letters_retention),
         ];
         Self {
             handles,
             memory: config.limits.shares().merges(),
             folder: config.data.clone(),
             disk: config.limits.disk,
-            retention: retention.map(|(name, span)| (name.to_owned(), span)).into(),
+            retention: retention.into(),
             ingest,
             reported: Mutex::default(),
             retention_lock,
@@ -116,9 +117,9 @@ impl Maintenance {
         let mut merges = 0;
         self.make_room();
         let mut result = Ok(());
-        for (name, table) in &self.handles.tables {
+        for table in self.handles.tables.values() {
             // One table that fails does not hold back the others, or the disk.
-            match self.maintain_table(name, table, when, stop) {
+            match self.maintain_table(table, when, stop) {
                 Ok(done) => merges += done,
                 Err(error) => result = result.and(Err(error)),
             }
@@ -133,7 +134,7 @@ impl Maintenance {
 
     fn report_notes(&self) {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        for note in notes::of_tables(&self.handles.tables, &self.handles.catalog) {
+        for note in notes::of_tables(&self.handles.tables) {
             if reported.insert(note.key) {
                 tracing::warn!("{}", note.text);
             }
@@ -162,7 +163,7 @@ impl Maintenance {
         let grace = SHORT_GRACE.max(self.sql_time).min(compact::GRACE);
         for (table, lake) in &self.handles.tables {
             if let Err(error) = lake.vacuum(now_ms, grace) {
-                tracing::warn!(table, %error, "replaced files could not be removed; retrying later");
+                tracing::warn!(%table, %error, "replaced files could not be removed; retrying later");
             }
         }
     }
@@ -178,7 +179,6 @@ impl Maintenance {
 
     fn maintain_table(
         &self,
-        name: &String,
         table: &Arc<LakeTable>,
         when: MergeMode,
         stop: &dyn Fn() -> bool,
@@ -186,7 +186,8 @@ impl Maintenance {
         let Some(_held) = self.try_hold() else {
             return Ok(0);
         };
-        if let Some((retention, width)) = self.retention.get(name).zip(table.spec.layout.width()) {
+        let (id, name) = (&table.spec.id, &table.spec.name);
+        if let Some((retention, width)) = self.retention.get(id).zip(table.spec.layout.width()) {
             let arrived = self.handles.progress.arrived();
             table.set_arrival_floor(arrived.map(|at| arrival_floor(at, retention.micros(), width)));
         }
@@ -237,7 +238,7 @@ impl Maintenance {
             );
         }
         let mut floors = RetentionFloors::new();
-        floors.extend(plan.raw.map(|floor| (checkpoints::RAW.to_owned(), floor)));
+        floors.extend(plan.raw.map(|floor| (TableId::Raw, floor)));
         if let Some(floor) = plan.others {
             let by_time = self
                 .handles
@@ -246,16 +247,20 @@ impl Maintenance {
                 .filter(|(_, t)| t.spec.layout.width().is_some());
             floors.extend(
                 by_time
-                    .map(|(n, _)| n)
-                    .filter(|n| *n != checkpoints::RAW)
-                    .map(|n| (n.clone(), floor)),
+                    .map(|(id, _)| id)
+                    .filter(|id| **id != TableId::Raw)
+                    .map(|id| (id.clone(), floor)),
             );
         }
         if floors.is_empty() {
             return Ok(());
         }
+        let names: BTreeMap<String, Micros> = floors
+            .iter()
+            .map(|(id, floor)| (id.to_string(), *floor))
+            .collect();
         tracing::info!(
-            ?floors,
+            floors = ?names,
             limit,
             used = usage.total,
             "the disk's limit is reached; dropping the oldest hours"
@@ -300,12 +305,12 @@ struct Usage {
 }
 
 impl Usage {
-    fn measure(folder: &Path, tables: &BTreeMap<String, Arc<LakeTable>>) -> Self {
+    fn measure(folder: &Path, tables: &BTreeMap<TableId, Arc<LakeTable>>) -> Self {
         let mut usage = Self {
             total: folder_bytes(folder).saturating_sub(reserve::held_bytes(folder)),
             ..Self::default()
         };
-        for (name, table) in tables {
+        for (id, table) in tables {
             usage.total = usage.total.saturating_sub(table.orphan_bytes());
             // Entity tables have no partitions by time.
             let Some(width) = table.spec.layout.width() else {
@@ -314,7 +319,7 @@ impl Usage {
             let below = table
                 .floor()
                 .map_or(i64::MIN, |floor| floor.div_euclid(width));
-            let partitions = if name == checkpoints::RAW {
+            let partitions = if *id == TableId::Raw {
                 &mut usage.raw
             } else {
                 &mut usage.others

@@ -5,12 +5,13 @@ use std::path::Path;
 use super::maintenance::folder_bytes;
 use crate::config::VENUE_BYTES;
 use crate::event::{Lsn, SourceState};
+use crate::ids::ViewId;
 use crate::query::Handles;
 
 /// `parts`: bytes in use per share of the memory, in addition to hot rows, places and counts.
 pub(super) fn publish(
     handles: &Handles,
-    views: &[(String, Lsn, Option<String>)],
+    views: &[(ViewId, Lsn, Option<String>)],
     log: &Path,
     parts: &[(&'static str, usize)],
 ) {
@@ -18,9 +19,10 @@ pub(super) fn publish(
     let synced = progress.synced_lsn();
     metrics::gauge!("weir_log_synced_lsn").set(synced as f64);
     metrics::gauge!("weir_log_bytes").set(folder_bytes(log) as f64);
-    for (name, applied, _) in views {
-        metrics::gauge!("weir_view_position", "view" => name.clone()).set(*applied as f64);
-        metrics::gauge!("weir_view_lag_records", "view" => name.clone())
+    for (view, applied, _) in views {
+        let view = view.to_string();
+        metrics::gauge!("weir_view_position", "view" => view.clone()).set(*applied as f64);
+        metrics::gauge!("weir_view_lag_records", "view" => view)
             .set(synced.saturating_sub(*applied) as f64);
     }
     for (name, stream) in progress.streams() {

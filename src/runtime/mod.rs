@@ -40,6 +40,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::event::Lsn;
+use crate::ids::ViewId;
 use crate::ingest::{Ingest, Submission};
 use crate::query::Handles;
 use crate::query::live::Live;
@@ -266,10 +267,10 @@ impl Running {
     /// A readiness probe that outlives this borrow: what waits without holding back the rest, or
     /// why the process is not ready.
     pub fn readiness(&self) -> Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync> {
-        let (names, views) = (&self.pipeline.view_names, &self.pipeline.views);
+        let (ids, views) = (&self.pipeline.view_ids, &self.pipeline.views);
         let readiness = Readiness {
             progress: self.handles.progress.clone(),
-            views: names.iter().cloned().zip(views.iter().cloned()).collect(),
+            views: ids.iter().cloned().zip(views.iter().cloned()).collect(),
             has_resumed: self.has_resumed.clone(),
             intake: self.pipeline.intake.clone(),
         };
@@ -295,13 +296,12 @@ impl Running {
             && self.sources.iter().all(|(_, thread)| thread.is_finished())
     }
 
-    /// Per view, its name, the last LSN it has applied, and why it does not advance, if so.
-    pub fn views(&self) -> Vec<(String, Lsn, Option<String>)> {
-        let (names, statuses) = (&self.pipeline.view_names, &self.pipeline.views);
-        names
-            .iter()
+    /// Per view, the last LSN it has applied, and why it does not advance, if so.
+    pub fn views(&self) -> Vec<(ViewId, Lsn, Option<String>)> {
+        let (ids, statuses) = (&self.pipeline.view_ids, &self.pipeline.views);
+        ids.iter()
             .zip(statuses)
-            .map(|(name, status)| (name.clone(), status.applied(), status.failure()))
+            .map(|(id, status)| (id.clone(), status.applied(), status.failure()))
             .collect()
     }
 

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::config::units::Size;
-use crate::schema::{Catalog, Layout, versions_of};
+use crate::ids::TableId;
+use crate::schema::Layout;
+use crate::views::lake::LakeTable;
 use crate::views::lake::files::FileEntry;
-use crate::views::lake::{LakeTable, RowOrigin};
 
 /// Where a table has at least so many hours with less than so many bytes on average, partitions by
 /// hour cost more than they hold.
@@ -21,23 +22,15 @@ pub struct Note {
     pub text: String,
 }
 
-/// Notes on these tables, by their names.
-pub fn of_tables(tables: &BTreeMap<String, Arc<LakeTable>>, catalog: &Catalog) -> Vec<Note> {
+/// Notes on these tables.
+pub fn of_tables(tables: &BTreeMap<TableId, Arc<LakeTable>>) -> Vec<Note> {
     // `raw` cannot be rebuilt, and its rows leave with its retention.
-    let tables = tables
-        .iter()
-        .filter(|(_, table)| table.spec.feed != RowOrigin::Raw);
-    tables
-        .flat_map(|(name, table)| of_table(name, table, catalog))
-        .collect()
+    let tables = tables.iter().filter(|(id, _)| **id != TableId::Raw);
+    tables.flat_map(|(id, table)| of_table(id, table)).collect()
 }
 
-fn of_table(name: &str, table: &LakeTable, catalog: &Catalog) -> Option<Note> {
-    let window = catalog
-        .windows
-        .iter()
-        .find(|w| versions_of(&w.name) == name);
-    let what = window.map_or(name, |w| w.name.as_str());
+fn of_table(id: &TableId, table: &LakeTable) -> Option<Note> {
+    let (name, what) = (&table.spec.name, id.rebuild_name());
     let unit = |layout: Layout| {
         if layout == Layout::Hours {
             "hour"
@@ -49,7 +42,7 @@ fn of_table(name: &str, table: &LakeTable, catalog: &Catalog) -> Option<Note> {
     if layout != configured {
         let (current, wanted) = (unit(layout), unit(configured));
         return Some(Note {
-            key: (name.to_owned(), "layout"),
+            key: (name.clone(), "layout"),
             text: format!(
                 "the table {name} is partitioned by {current}, not by {wanted} as `[lake] partition` says; it stays so until `weir rebuild {what}`"
             ),
@@ -57,7 +50,7 @@ fn of_table(name: &str, table: &LakeTable, catalog: &Catalog) -> Option<Note> {
     }
     let (hours, bytes) = thin_hours(layout, &table.files())?;
     Some(Note {
-        key: (name.to_owned(), "thin"),
+        key: (name.clone(), "thin"),
         text: format!(
             "the table {name} has {hours} hours with {} each on average; with `[lake] partition = \"day\"` and `weir rebuild {what}` it takes less room and is read faster",
             Size(bytes)

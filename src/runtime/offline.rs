@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::backlog::{self, Backlog};
+use super::backlog::Backlog;
 use super::context::FolderContext;
 use super::data_dir::{DataDir, Lock};
 use super::query_service::QueryService;
@@ -14,11 +14,11 @@ use super::views::OpenViews;
 use super::{RuntimeError, spools, sql_limits, startup, views};
 use crate::config::Config;
 use crate::event::Lsn;
+use crate::ids::{CheckpointId, TableId, ViewId};
+use crate::operators::Operators;
 use crate::operators::snapshot::is_ahead_of_views;
-use crate::operators::{Operators, checkpoints, tables};
 use crate::query::sql::SqlEngine;
 use crate::query::{Handles, MissingRecords};
-use crate::schema::Window;
 use crate::storage::Disk;
 use crate::wal::LogReader;
 
@@ -110,10 +110,11 @@ impl Offline {
 /// Sets how far the answers of each view reach. A view that has every row that was emitted for
 /// it reaches as far as the snapshot, wherever its last row is.
 fn show_checkpoints(opened: &OpenViews, newest: &Operators, start_lsn: Lsn) {
-    let reach = |names: Vec<String>| {
-        let own: BTreeMap<String, Lsn> = names
-            .iter()
-            .filter_map(|n| Some((n.clone(), *opened.checkpoints.get(n)?)))
+    let reach = |ids: Vec<CheckpointId>| {
+        let own: BTreeMap<CheckpointId, Lsn> = ids
+            .into_iter()
+            .filter_map(|id| opened.checkpoints.get_key_value(&id))
+            .map(|(id, lsn)| (id.clone(), *lsn))
             .collect();
         let lowest = own.values().copied().min().unwrap_or(start_lsn);
         if is_ahead_of_views(newest.emitted_through(), &own) {
@@ -122,19 +123,20 @@ fn show_checkpoints(opened: &OpenViews, newest: &Operators, start_lsn: Lsn) {
             lowest.max(newest.lsn())
         }
     };
+    let reach_of = |view: &ViewId| reach(vec![view.into()]);
     let handles = &opened.handles;
     for table in handles.tables.values() {
-        let names = table.checkpoints().into_iter().map(|(n, _)| n).collect();
-        table.set_applied(reach(names));
+        let ids = table.checkpoints().into_iter().map(|(id, _)| id).collect();
+        table.set_applied(reach(ids));
     }
     for (name, search) in &handles.search {
-        search.set_visible(reach(vec![checkpoints::search(name)]));
+        search.set_visible(reach_of(&ViewId::search(name)));
     }
     for (name, places) in &handles.places {
-        places.set_applied(reach(vec![checkpoints::places(name)]));
+        places.set_applied(reach_of(&ViewId::places(name)));
     }
     for (name, counts) in &handles.counts {
-        counts.set_applied(reach(vec![checkpoints::counts(name)]));
+        counts.set_applied(reach_of(&ViewId::counts(name)));
     }
 }
 
@@ -161,12 +163,12 @@ fn count_missing(
     end: Lsn,
 ) -> Result<(), RuntimeError> {
     let failed = RuntimeError::Failed;
-    if let Some(table) = handles.tables.get(checkpoints::DEAD_LETTERS) {
+    if let Some(table) = handles.tables.get(&TableId::DeadLetters) {
         backlog.add_dead_letters(table).map_err(failed)?;
     }
     let mut missing_rows = BTreeMap::new();
     for stream in backlog.streams() {
-        let table = handles.tables.get(stream);
+        let table = handles.stream_table(stream);
         missing_rows.insert(
             stream.clone(),
             backlog.missing(stream, table).map_err(failed)?,
@@ -174,23 +176,28 @@ fn count_missing(
     }
     let mut missing = BTreeMap::new();
     for (view, at) in handles.checkpoints() {
-        let stream = backlog::stream_of(&view, |table| handles.stream_of(table));
-        let count = match &stream {
-            Some(stream) if view == views::of_table(stream) => {
+        let stream = match &view {
+            ViewId::Lake(table) => handles.catalog.stream_of(table),
+            ViewId::Counts(stream) | ViewId::Places(stream) | ViewId::Search(stream) => {
+                Some(&**stream)
+            }
+        };
+        let count = match (stream, &view) {
+            (Some(stream), ViewId::Lake(TableId::Stream(_))) => {
                 missing_rows.get(stream).copied().unwrap_or(0)
             }
-            Some(stream) if has_open_rows(&view, stream, handles) => {
+            // Their answers show open windows or sessions, too.
+            (Some(stream), ViewId::Lake(TableId::Sessions(_) | TableId::Window(_))) => {
                 backlog.above(stream, at.min(open_at))
             }
-            Some(stream) => backlog.above(stream, at),
-            None if view == views::of_table(checkpoints::DEAD_LETTERS) => {
-                missing_rows.values().sum()
-            }
-            None => backlog
+            (Some(stream), _) => backlog.above(stream, at),
+            (None, ViewId::Lake(TableId::DeadLetters)) => missing_rows.values().sum(),
+            (None, _) => backlog
                 .streams()
                 .map(|stream| backlog.above(stream, at))
                 .sum(),
         };
+        let stream = stream.map(str::to_owned);
         missing.insert(
             view,
             MissingRecords {
@@ -199,35 +206,27 @@ fn count_missing(
             },
         );
     }
-    let is_complete = |view: &str| missing.get(view).is_some_and(|m| m.records == 0);
+    let is_complete = |view: &ViewId| missing.get(view).is_some_and(|m| m.records == 0);
     handles
         .tables
         .iter()
-        .filter(|(n, _)| is_complete(&views::of_table(n)))
+        .filter(|(n, _)| is_complete(&n.view()))
         .for_each(|(_, t)| t.set_applied(end));
     handles
         .search
         .iter()
-        .filter(|(n, _)| is_complete(&checkpoints::search(n)))
+        .filter(|(n, _)| is_complete(&ViewId::search(n)))
         .for_each(|(_, s)| s.set_visible(end));
     handles
         .places
         .iter()
-        .filter(|(n, _)| is_complete(&checkpoints::places(n)))
+        .filter(|(n, _)| is_complete(&ViewId::places(n)))
         .for_each(|(_, p)| p.set_applied(end));
     handles
         .counts
         .iter()
-        .filter(|(n, _)| is_complete(&checkpoints::counts(n)))
+        .filter(|(n, _)| is_complete(&ViewId::counts(n)))
         .for_each(|(_, c)| c.set_applied(end));
     handles.progress.set_missing(missing);
     Ok(())
-}
-
-/// Whether answers of a view show open windows or sessions, too.
-fn has_open_rows(view: &str, stream: &str, handles: &Handles) -> bool {
-    let is_window =
-        |window: &Arc<Window>| view == checkpoints::table(&tables::versions_of(&window.name));
-    view == checkpoints::table(&tables::sessions(stream))
-        || handles.catalog.windows.iter().any(is_window)
 }

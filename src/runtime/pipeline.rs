@@ -20,6 +20,7 @@ use super::views::OpenViews;
 use crate::config::{Config, Log};
 use crate::event::Lsn;
 use crate::idempotency::{AnsweredRequest, RequestKey};
+use crate::ids::{PartitionId, ViewId};
 use crate::ingest::{CommittedFrame, Ingest, Intake, LogMaintenance};
 use crate::operators::{OperatorError, Operators, PartitionState};
 use crate::query::{Handles, PipelineProgress};
@@ -42,7 +43,7 @@ const SNAPSHOT_LOG_RATIO: u64 = 4;
 
 /// What sources need of the log's past before they resume.
 pub struct Resume {
-    pub partitions: BTreeMap<(String, String), PartitionState>,
+    pub partitions: BTreeMap<PartitionId, PartitionState>,
     /// Requests with an idempotency key, oldest first.
     pub answered: Vec<(RequestKey, AnsweredRequest)>,
 }
@@ -57,7 +58,7 @@ pub struct Pipeline {
     pub handles: Handles,
     pub ring: Arc<Ring>,
     pub views: Vec<Arc<Status>>,
-    pub view_names: Vec<String>,
+    pub view_ids: Vec<ViewId>,
     writer: JoinHandle<Result<Wal, WalError>>,
     operators: OperatorThread,
     drivers: Vec<JoinHandle<Result<(), ViewError>>>,
@@ -88,7 +89,7 @@ impl Pipeline {
         let ring = Arc::new(Ring::new(config.limits.shares().ring, operators.lsn()));
         let skip_catch_up = Arc::new(AtomicBool::new(false));
         let catch_up = Arc::new(LogCatchUp::new(snapshots.clone(), skip_catch_up.clone()));
-        let (statuses, view_names, drivers) = start_drivers(views, &catching_up, &ring, &catch_up);
+        let (statuses, view_ids, drivers) = start_drivers(views, &catching_up, &ring, &catch_up);
         wal.set_committed(operators.lsn());
         let writer = start_writer(context, wal, catalog, &handles.progress);
         let operators = Arc::new(Mutex::new(operators));
@@ -124,7 +125,7 @@ impl Pipeline {
             handles,
             ring,
             views: statuses,
-            view_names,
+            view_ids,
             writer: writer.thread,
             operators,
             drivers,
@@ -212,24 +213,24 @@ fn start_writer(
 
 type Drivers = (
     Vec<Arc<Status>>,
-    Vec<String>,
+    Vec<ViewId>,
     Vec<JoinHandle<Result<(), ViewError>>>,
 );
 
 fn start_drivers(
     views: Vec<Box<dyn View>>,
-    catching_up: &[String],
+    catching_up: &[ViewId],
     ring: &Arc<Ring>,
     catch_up: &Arc<LogCatchUp>,
 ) -> Drivers {
-    let (mut statuses, mut names, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut statuses, mut ids, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     for view in views {
         let status = Arc::new(Status::default());
         // Published before a snapshot decides what may be trimmed.
         status.publish(&*view);
-        let name = view.name().to_owned();
+        let (id, name) = (view.id().clone(), view.id().to_string());
         let (ring, catch_up, published) = (ring.clone(), catch_up.clone(), status.clone());
-        if catching_up.contains(&name) {
+        if catching_up.contains(&id) {
             status.set_catching_up(true);
         } else {
             // It joins the ring before it runs, so that no source runs ahead of it.
@@ -238,17 +239,17 @@ fn start_drivers(
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                let name = view.name().to_owned();
+                let name = view.id().to_string();
                 // However a view ends, the ring no longer waits for it.
                 let _leaving = OnEnd(|| ring.leave(&name));
                 driver::run(view, &ring, &*catch_up, &published)
             })
             .expect("the system can start a thread");
         statuses.push(status);
-        names.push(name);
+        ids.push(id);
         threads.push(thread);
     }
-    (statuses, names, threads)
+    (statuses, ids, threads)
 }
 
 /// The state that the live operators start from, and the views that catch up by themselves. The
@@ -256,10 +257,10 @@ fn start_drivers(
 fn start_state(
     snapshots: &Snapshots,
     views: &mut [Box<dyn View>],
-) -> Result<(Operators, Vec<String>), RuntimeError> {
-    let checkpoints: Vec<(String, Checkpoints)> = views
+) -> Result<(Operators, Vec<ViewId>), RuntimeError> {
+    let checkpoints: Vec<(ViewId, Checkpoints)> = views
         .iter()
-        .map(|v| (v.name().to_owned(), v.checkpoints().into_iter().collect()))
+        .map(|v| (v.id().clone(), v.checkpoints().into_iter().collect()))
         .collect();
     let mut candidates = snapshots.candidates()?;
     loop {
@@ -290,20 +291,20 @@ fn start_state(
                 continue;
             }
         };
-        for (name, checkpoints) in checkpoints
+        for (view, checkpoints) in checkpoints
             .iter()
-            .filter(|(name, _)| catching_up.contains(name))
+            .filter(|(view, _)| catching_up.contains(view))
         {
-            let from = snapshots.refuse_trimmed(name, checkpoints)?;
+            let from = snapshots.refuse_trimmed(view, checkpoints)?;
             tracing::warn!(
-                view = name,
+                %view,
                 from,
                 "the view lags by more than a snapshot interval; it catches up from the log"
             );
         }
         // Before the first record there is nothing to skip, and the view's own log may begin later.
         let is_near = |view: &&mut Box<dyn View>| {
-            operators.lsn() > snapshots.start_lsn && !catching_up.iter().any(|n| n == view.name())
+            operators.lsn() > snapshots.start_lsn && !catching_up.contains(view.id())
         };
         views
             .iter_mut()

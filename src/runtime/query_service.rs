@@ -265,10 +265,10 @@ impl QueryService {
         json!({
             "synced_lsn": synced,
             "streams": streams,
-            "views": views.iter().map(|(name, lsn)| json!({"view": name, "lsn": lsn, "lag": synced.saturating_sub(*lsn)})).collect::<Vec<_>>(),
+            "views": views.iter().map(|(view, lsn)| json!({"view": view, "lsn": lsn, "lag": synced.saturating_sub(*lsn)})).collect::<Vec<_>>(),
             "sources": sources,
             "gaps": progress.gaps().len(),
-            "notes": notes::of_tables(&self.handles.tables, &self.handles.catalog).into_iter().map(|n| n.text).collect::<Vec<_>>(),
+            "notes": notes::of_tables(&self.handles.tables).into_iter().map(|n| n.text).collect::<Vec<_>>(),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::event::{SourceHealth, SourceState};
+use crate::ids::ViewId;
 use crate::ingest::Intake;
 use crate::query::PipelineProgress;
 use crate::views::driver::Status;
@@ -11,7 +12,7 @@ use crate::views::driver::Status;
 /// What a readiness probe reads; it outlives the borrow of [`super::Running`].
 pub(super) struct Readiness {
     pub progress: Arc<PipelineProgress>,
-    pub views: Vec<(String, Arc<Status>)>,
+    pub views: Vec<(ViewId, Arc<Status>)>,
     pub has_resumed: Arc<AtomicBool>,
     pub intake: Intake,
 }
@@ -25,9 +26,9 @@ impl Readiness {
         if let Some(reason) = self.intake.full() {
             return Err(reason);
         }
-        for (name, status) in &self.views {
+        for (view, status) in &self.views {
             if let Some(failure) = status.failure() {
-                return Err(format!("{name}: {failure}"));
+                return Err(format!("{view}: {failure}"));
             }
         }
         let mut waiting = Vec::new();
@@ -35,11 +36,11 @@ impl Readiness {
             waiting.extend(source_note(&name, &health)?);
         }
         let synced = self.progress.synced_lsn();
-        for (name, status) in &self.views {
+        for (view, status) in &self.views {
             if status.is_catching_up() {
                 let lag = synced.saturating_sub(status.applied());
                 waiting.push(format!(
-                    "{name} is {lag} records behind and reads them from the log"
+                    "{view} is {lag} records behind and reads them from the log"
                 ));
             }
         }

@@ -3,12 +3,12 @@
 
 use arrow::datatypes::SchemaRef;
 
-use super::{RuntimeError, views};
+use super::RuntimeError;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Declarations};
+use crate::ids::{TableId, ViewId};
 use crate::ingest;
-use crate::operators::checkpoints;
-use crate::schema::{Catalog, Stream, names, versions_of};
+use crate::schema::{Catalog, Stream, names};
 use crate::wal::{Frame, FrameAttributes, Header, Kind, Records, Wal};
 
 /// Reports that another configuration applies from the log's end on, instead of `stored`.
@@ -48,9 +48,9 @@ pub(super) fn check_compatible(
     config: &Config,
     before: &Catalog,
     after: &Catalog,
-    replaced: &[String],
+    replaced: &[ViewId],
 ) -> Result<(), RuntimeError> {
-    let is_replaced = |view: &str| replaced.iter().any(|v| v == view);
+    let is_replaced = |view: &ViewId| replaced.contains(view);
     for (name, new) in &after.streams {
         if let Some(old) = before.streams.get(name) {
             check_stream(config, old, new, &is_replaced)?;
@@ -62,7 +62,7 @@ pub(super) fn check_compatible(
             continue;
         };
         if let Some(changed) = changed_type(&old.schema, &window.schema, name)
-            .filter(|_| !is_replaced(&views::of_table(&versions_of(name))))
+            .filter(|_| !is_replaced(&TableId::window(name).view()))
         {
             return Err(config
                 .window_error(name, format!("window `{name}`: {changed}"))
@@ -72,7 +72,7 @@ pub(super) fn check_compatible(
     for entity in &after.entities {
         let name = &entity.name;
         let old = before.entities.iter().find(|e| e.name == *name);
-        let Some(old) = old.filter(|_| !is_replaced(&views::of_table(name))) else {
+        let Some(old) = old.filter(|_| !is_replaced(&TableId::entity(name).view())) else {
             continue;
         };
         let is_same_key = old.def.key == entity.def.key && old.def.version == entity.def.version;
@@ -94,11 +94,11 @@ fn check_stream(
     config: &Config,
     old: &Stream,
     new: &Stream,
-    is_replaced: &dyn Fn(&str) -> bool,
+    is_replaced: &dyn Fn(&ViewId) -> bool,
 ) -> Result<(), ConfigError> {
     let name = &new.name;
     if let Some(changed) = changed_type(&old.table_schema, &new.table_schema, name)
-        .filter(|_| !is_replaced(&views::of_table(name)))
+        .filter(|_| !is_replaced(&TableId::stream(name).view()))
     {
         return Err(config.stream_error(name, "select", format!("stream `{name}`: {changed}")));
     }
@@ -107,19 +107,19 @@ fn check_stream(
         (
             "search",
             "search",
-            checkpoints::search(name),
+            ViewId::search(name),
             old.search.is_none() || old.search == new.search,
         ),
         (
             "places",
             "places",
-            checkpoints::places(name),
+            ViewId::places(name),
             old.places.is_none() || old.places == new.places,
         ),
         (
             "count",
             "counts",
-            checkpoints::counts(name),
+            ViewId::counts(name),
             old.count.is_none() || old.count == new.count,
         ),
     ] {

@@ -9,11 +9,11 @@
 use std::collections::BTreeMap;
 
 use crate::event::Lsn;
+use crate::ids::{CheckpointId, ViewId};
 use crate::operators::snapshot::is_ahead_of_views;
 
-/// Checkpoints by the names that snapshots use: those that a view has committed, or the last rows
-/// that operators have emitted.
-pub type Checkpoints = BTreeMap<String, Lsn>;
+/// Checkpoints that a view has committed, or the last rows that operators have emitted.
+pub type Checkpoints = BTreeMap<CheckpointId, Lsn>;
 
 /// A state that the live operators may start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +38,12 @@ impl Candidate {
 pub struct Start {
     /// None: before the first record.
     pub snapshot: Option<Lsn>,
-    /// Names of views that catch up from the log by themselves.
-    pub catching_up: Vec<String>,
+    /// Views that catch up from the log by themselves.
+    pub catching_up: Vec<ViewId>,
 }
 
 /// Chooses among candidates, the newest first, for views with their checkpoints. Pure.
-pub fn plan(candidates: &[Candidate], views: &[(String, Checkpoints)]) -> Start {
+pub fn plan(candidates: &[Candidate], views: &[(ViewId, Checkpoints)]) -> Start {
     let Some(oldest) = candidates.last() else {
         return Start::default();
     };
@@ -55,17 +55,18 @@ pub fn plan(candidates: &[Candidate], views: &[(String, Checkpoints)]) -> Start 
     let start = candidates.iter().find(suits_all).unwrap_or(oldest);
     Start {
         snapshot: start.snapshot,
-        catching_up: far.into_iter().map(|(name, _)| name.clone()).collect(),
+        catching_up: far.into_iter().map(|(view, _)| view.clone()).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::TableId;
 
     fn checkpoints(lsns: &[(&str, Lsn)]) -> Checkpoints {
         lsns.iter()
-            .map(|(name, at)| ((*name).to_owned(), *at))
+            .map(|(name, at)| ((*name).into(), *at))
             .collect()
     }
 
@@ -76,12 +77,16 @@ mod tests {
         }
     }
 
+    fn table_view() -> ViewId {
+        TableId::stream("t").view()
+    }
+
     /// A table with two checkpoints, and an index.
-    fn views(recent: Lsn, old: Lsn, search: Lsn) -> Vec<(String, Checkpoints)> {
+    fn views(recent: Lsn, old: Lsn, search: Lsn) -> Vec<(ViewId, Checkpoints)> {
         let table = checkpoints(&[("t/recent", recent), ("t/old", old)]);
         vec![
-            ("table".to_owned(), table),
-            ("index".to_owned(), checkpoints(&[("search/t", search)])),
+            (table_view(), table),
+            (ViewId::search("t"), checkpoints(&[("search/t", search)])),
         ]
     }
 
@@ -108,10 +113,10 @@ mod tests {
         ]
     }
 
-    fn start(snapshot: Option<Lsn>, catching_up: &[&str]) -> Start {
+    fn start(snapshot: Option<Lsn>, catching_up: &[ViewId]) -> Start {
         Start {
             snapshot,
-            catching_up: catching_up.iter().map(|n| (*n).to_owned()).collect(),
+            catching_up: catching_up.to_vec(),
         }
     }
 
@@ -135,20 +140,20 @@ mod tests {
     fn a_view_that_lags_both_snapshots_catches_up_by_itself() {
         assert_eq!(
             plan(&snapshots(), &views(250, 250, 98)),
-            start(Some(200), &["index"])
+            start(Some(200), &[ViewId::search("t")])
         );
         assert_eq!(
             plan(&snapshots(), &views(198, 120, 0)),
-            start(Some(100), &["index"])
+            start(Some(100), &[ViewId::search("t")])
         );
         // One of its checkpoints is enough.
         assert_eq!(
             plan(&snapshots(), &views(250, 39, 199)),
-            start(Some(200), &["table"])
+            start(Some(200), &[table_view()])
         );
         assert_eq!(
             plan(&snapshots(), &views(0, 0, 0)),
-            start(Some(200), &["table", "index"])
+            start(Some(200), &[table_view(), ViewId::search("t")])
         );
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::RuntimeError;
 use super::recovery::Candidate;
 use crate::event::Lsn;
+use crate::ids::{CheckpointId, ViewId};
 use crate::operators::snapshot::Summary;
 use crate::operators::{OperatorError, Operators, snapshot};
 use crate::schema::Catalog;
@@ -81,7 +82,7 @@ impl Snapshots {
     /// up to the snapshot. True with it; false with the state before the first record.
     pub fn newest_for(
         &self,
-        checkpoints: &BTreeMap<String, Lsn>,
+        checkpoints: &BTreeMap<CheckpointId, Lsn>,
         limit: Lsn,
     ) -> Result<(Operators, bool), OperatorError> {
         for lsn in self.list()?.into_iter().rev().filter(|lsn| *lsn <= limit) {
@@ -147,8 +148,8 @@ impl Snapshots {
     /// which it reads.
     pub fn refuse_trimmed(
         &self,
-        view: &str,
-        checkpoints: &BTreeMap<String, Lsn>,
+        view: &ViewId,
+        checkpoints: &BTreeMap<CheckpointId, Lsn>,
     ) -> Result<Lsn, RuntimeError> {
         let suits = |lsn: &Lsn| {
             self.summary(*lsn)
@@ -200,7 +201,10 @@ impl Snapshots {
 
     /// Removes snapshots older than the newest one that suits every view; returns the LSN of that
     /// one.
-    pub fn tidy(&self, checkpoints: &BTreeMap<String, Lsn>) -> Result<Option<Lsn>, OperatorError> {
+    pub fn tidy(
+        &self,
+        checkpoints: &BTreeMap<CheckpointId, Lsn>,
+    ) -> Result<Option<Lsn>, OperatorError> {
         if self.unsynced.load(Ordering::Acquire) {
             self.storage
                 .sync_folder(&self.folder)
@@ -264,7 +268,7 @@ impl LogCatchUp {
                 .map_err(|error| match error {
                     OperatorError::Newer { .. } => self.damaged(&error),
                     // The folder could not be listed.
-                    error => ViewError::failed(view.name())(error.to_string()),
+                    error => ViewError::failed(view.id().to_string())(error.to_string()),
                 })?;
         operators.forget_answers();
         if is_saved {
@@ -301,7 +305,7 @@ impl LogCatchUp {
                         return Ok(ReadOutcome::Trimmed(operators.lsn(), error));
                     }
                     Err(error @ WalError::Io { .. }) => {
-                        return Err(ViewError::failed(view.name())(error.to_string()));
+                        return Err(ViewError::failed(view.id().to_string())(error.to_string()));
                     }
                     Err(error) => return Err(self.damaged(&error)),
                 };

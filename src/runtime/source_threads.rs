@@ -74,8 +74,8 @@ impl Running {
             partitions: resume
                 .partitions
                 .iter()
-                .filter(|((name, _), _)| *name == source.name)
-                .map(|((_, partition), state)| (partition.clone(), state.clone()))
+                .filter(|(id, _)| *id.source == *source.name)
+                .map(|(id, state)| (id.partition.to_string(), state.clone()))
                 .collect(),
         })
     }

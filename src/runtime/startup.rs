@@ -47,6 +47,7 @@ use super::{
 };
 use crate::config::Declarations;
 use crate::event::Lsn;
+use crate::ids::ViewId;
 use crate::schema::Catalog;
 use crate::storage::Disk;
 use crate::views::{LogIdentity, ViewError};
@@ -104,7 +105,7 @@ struct Start<'a> {
     /// Rebuilt views that wait, held by this process.
     builds: Vec<ViewBuild>,
     /// The views that rebuilt ones replace.
-    replaced: Vec<String>,
+    replaced: Vec<ViewId>,
     /// The highest LSN that a view has committed.
     committed: Lsn,
     wal: Option<Wal>,
@@ -337,7 +338,7 @@ fn open_views(
     let end = wal.synced_lsn();
     match opened.checkpoints.iter().find(|(_, found)| **found > end) {
         Some((name, found)) => Err(ViewError::Ahead {
-            path: name.into(),
+            path: name.to_string().into(),
             found: *found,
             log: log.id,
         }

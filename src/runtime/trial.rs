@@ -7,6 +7,7 @@ use super::context::{FolderContext, compile_or_empty};
 use super::{RuntimeError, rebuild, views};
 use crate::config::Declarations;
 use crate::event::Lsn;
+use crate::ids::ViewId;
 use crate::schema::{Catalog, SearchDef};
 use crate::views::LogIdentity;
 use crate::views::lake::LakeTable;
@@ -18,14 +19,14 @@ pub(super) fn refuse_what_cannot_open(
     context: &FolderContext,
     catalog: &Catalog,
     log: LogIdentity,
-    replaced: &[String],
+    replaced: &[ViewId],
 ) -> Result<(), RuntimeError> {
     let config = &context.config;
     for spec in views::specs(config, &context.folder, catalog) {
         spec.check().map_err(|refusal| {
             RuntimeError::Config(format!("the table `{}`: {refusal}", spec.name))
         })?;
-        let is_replaced = replaced.contains(&views::of_table(&spec.name));
+        let is_replaced = replaced.contains(&spec.id.view());
         let table = LakeTable::open(spec, log, context.runtime.clone(), false)?;
         if let Some(table) = table.filter(|_| !is_replaced)
             && let Some(reason) = table.column_conflict()?

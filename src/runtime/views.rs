@@ -8,12 +8,12 @@ use super::context::FolderContext;
 use super::data_dir::DataDir;
 use crate::config::{Config, ConfigError, PartitionBy};
 use crate::event::Lsn;
+use crate::ids::{CheckpointId, TableId, ViewId};
 use crate::operators::entities::{KEY_BYTES, MAX_KEYS};
-use crate::operators::{checkpoints, tables};
 use crate::query::{Handles, PipelineProgress};
 use crate::schema::{Catalog, DeclarationError, Layout, PlanError, Stream, TABLE_KEY, WINDOW_KEY};
 use crate::views::counts::{Counts, CountsView};
-use crate::views::lake::{CommitPolicy, LakeTable, LakeView, Pool, RowOrigin, TableSpec};
+use crate::views::lake::{CommitPolicy, LakeTable, LakeView, Pool, TableSpec};
 use crate::views::places::{Places, PlacesView};
 use crate::views::search::{RollPolicy, SearchIndex, SearchView};
 use crate::views::{LogIdentity, View};
@@ -24,8 +24,8 @@ pub struct OpenViews {
     pub views: Vec<Box<dyn View>>,
     /// What queries read of them.
     pub handles: Handles,
-    /// Every checkpoint that a view has committed, by the names that snapshots use.
-    pub checkpoints: BTreeMap<String, Lsn>,
+    /// Every checkpoint that a view has committed.
+    pub checkpoints: BTreeMap<CheckpointId, Lsn>,
 }
 
 /// The tables of a catalog: what each holds, and where.
@@ -44,31 +44,18 @@ pub fn specs(config: &Config, folder: &DataDir, catalog: &Catalog) -> Vec<TableS
     for stream in catalog.streams.values() {
         if stream.session().is_some() {
             let schema = crate::operators::sessions::schema();
-            specs.push(TableSpec::derived(
-                &lake,
-                &tables::sessions(&stream.name),
-                schema,
-                layout,
-            ));
+            let id = TableId::sessions(&stream.name);
+            specs.push(TableSpec::new(&lake, id, schema, layout));
         }
         if catalog.windows.iter().any(|w| w.input == stream.name) {
             // Few rows over many days: partitions by hour would be as many files as rows.
-            specs.push(TableSpec::derived(
-                &lake,
-                &tables::late(&stream.name),
-                stream.late_schema(),
-                Layout::Days,
-            ));
+            let (id, schema) = (TableId::late(&stream.name), stream.late_schema());
+            specs.push(TableSpec::new(&lake, id, schema, Layout::Days));
         }
     }
     for window in &catalog.windows {
-        let name = tables::versions_of(&window.name);
-        specs.push(TableSpec::derived(
-            &lake,
-            &name,
-            window.schema.clone(),
-            layout,
-        ));
+        let (id, schema) = (TableId::window(&window.name), window.schema.clone());
+        specs.push(TableSpec::new(&lake, id, schema, layout));
     }
     specs.extend(
         catalog
@@ -99,44 +86,40 @@ pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
 /// Why an existing table cannot become what the configuration declares, as an error that points into
 /// its file.
 pub fn refused(config: &Config, catalog: &Catalog, spec: &TableSpec, reason: &str) -> ConfigError {
-    let window = catalog
-        .windows
-        .iter()
-        .find(|w| tables::versions_of(&w.name) == spec.name);
-    let what = window.map_or(spec.name.as_str(), |w| w.name.as_str());
+    let what = spec.id.rebuild_name();
     let message = format!("{reason}; or let `weir rebuild {what}` recreate the table");
     declared_as(spec, catalog, &message.into()).in_file(config)
 }
 
 /// A refusal of a table as one of its declaration.
 fn declared_as(spec: &TableSpec, catalog: &Catalog, refusal: &PlanError) -> DeclarationError {
-    let name = &spec.name;
     let error = |name: &str, key: &'static str, sql: &str| {
         DeclarationError::new(name, key, refusal.clone().locate_in(sql))
     };
-    if let Some(window) = catalog
-        .windows
-        .iter()
-        .find(|w| tables::versions_of(&w.name) == *name)
-    {
-        return error(&window.name, WINDOW_KEY, &window.def.sql);
+    let select_of = |stream: &str| {
+        let stream = catalog.streams.get(stream);
+        stream.map_or("", |s| s.def.select.as_str())
+    };
+    match &spec.id {
+        TableId::Window(name) => {
+            let sql = catalog.window(name).map_or("", |w| &w.def.sql);
+            error(name, WINDOW_KEY, sql)
+        }
+        TableId::Entity(name) => {
+            let select = catalog.entity(name).map_or("", |e| &e.def.select);
+            error(name, TABLE_KEY, select)
+        }
+        TableId::Stream(name) => error(name, "select", select_of(name)),
+        // A table with columns of Weir's own next to the stream's.
+        TableId::Sessions(stream) | TableId::Late(stream) => {
+            let refusal = refusal
+                .clone()
+                .map(|message| format!("the table {}: {message}", spec.name));
+            DeclarationError::new(stream, "select", refusal.locate_in(select_of(stream)))
+        }
+        // Their columns do not follow from a declaration.
+        TableId::Raw | TableId::DeadLetters => error(&spec.name, "select", ""),
     }
-    if let Some(entity) = catalog.entities.iter().find(|e| e.name == *name) {
-        return error(name, TABLE_KEY, &entity.def.select);
-    }
-    let stream = name.split('.').next().unwrap_or(name);
-    let select = catalog
-        .streams
-        .get(stream)
-        .map_or("", |s| s.def.select.as_str());
-    if stream == name {
-        return error(stream, "select", select);
-    }
-    // A table with columns of Weir's own next to the stream's.
-    let refusal = refusal
-        .clone()
-        .map(|message| format!("the table {name}: {message}"));
-    DeclarationError::new(stream, "select", refusal.locate_in(select))
 }
 
 /// Suffixes of the names of a stream's files.
@@ -144,25 +127,16 @@ pub const PLACES: &str = "places.redb";
 /// See [`PLACES`].
 pub const COUNTS: &str = "counts.redb";
 
-/// The name of the view that writes a table.
-pub fn of_table(table: &str) -> String {
-    checkpoints::table(table)
-}
-
-/// The specification of a table, by its name.
+/// The specification of a table; none where it is not declared.
 pub fn spec(
     config: &Config,
     folder: &DataDir,
     catalog: &Catalog,
-    table: &str,
+    table: &TableId,
 ) -> Option<TableSpec> {
     specs(config, folder, catalog)
         .into_iter()
-        .find(|spec| spec.name == table)
-}
-
-fn is_late(spec: &TableSpec) -> bool {
-    matches!(&spec.feed, RowOrigin::Derived(name) if name.ends_with(".late"))
+        .find(|spec| spec.id == *table)
 }
 
 /// Opens all views of the catalog. Not `writable`: only views that exist, and none to drive.
@@ -188,10 +162,7 @@ struct CommitPolicies<'a> {
 impl<'a> CommitPolicies<'a> {
     fn new(config: &'a Config, catalog: &Catalog, specs: &[TableSpec]) -> Self {
         let part_bytes = config.limits.shares().hot_rows / 24;
-        let derived = specs
-            .iter()
-            .filter(|s| matches!(s.feed, RowOrigin::Derived(_)))
-            .count();
+        let derived = specs.iter().filter(|spec| spec.id.is_derived()).count();
         // What operators remember of entities is taken from the rows that may wait here.
         let remembered = catalog.entities.len() * MAX_KEYS * KEY_BYTES;
         let pool_bytes = (7 * part_bytes).saturating_sub(remembered).max(part_bytes);
@@ -205,7 +176,7 @@ impl<'a> CommitPolicies<'a> {
 
     fn policy_for(&self, spec: &TableSpec) -> CommitPolicy {
         let (limits, part) = (&self.config.limits, self.part_bytes);
-        let is_late = is_late(spec);
+        let is_late = matches!(spec.id, TableId::Late(_));
         CommitPolicy {
             // Late rows are scattered over many hours; they wait together.
             recent_every: if is_late {
@@ -220,26 +191,25 @@ impl<'a> CommitPolicies<'a> {
                 limits.lake_rows
             },
             // Rows of streams take most; those of `raw` wait compressed, and dead letters are few.
-            bytes: match &spec.feed {
-                RowOrigin::DeadLetters => part,
-                RowOrigin::Raw => 3 * part,
-                RowOrigin::Stream(_) => 9 * part / self.streams.max(1),
-                RowOrigin::Derived(_) if is_late => 4 * part,
-                RowOrigin::Derived(_) => 7 * part,
+            bytes: match &spec.id {
+                TableId::DeadLetters => part,
+                TableId::Raw => 3 * part,
+                TableId::Stream(_) => 9 * part / self.streams.max(1),
+                TableId::Late(_) => 4 * part,
+                TableId::Sessions(_) | TableId::Window(_) | TableId::Entity(_) => 7 * part,
             },
-            pool: (matches!(spec.feed, RowOrigin::Derived(_)) && !is_late)
-                .then(|| self.pool.clone()),
+            pool: (spec.id.is_derived() && !is_late).then(|| self.pool.clone()),
         }
     }
 }
 
-/// Opens those views that are wanted, by their names.
+/// Opens those views that are wanted.
 pub(super) fn open_some(
     context: &FolderContext,
     catalog: &Arc<Catalog>,
     log: LogIdentity,
     writable: bool,
-    is_wanted: &dyn Fn(&str) -> bool,
+    is_wanted: &dyn Fn(&ViewId) -> bool,
 ) -> Result<OpenViews, RuntimeError> {
     let FolderContext {
         config,
@@ -252,8 +222,8 @@ pub(super) fn open_some(
     let mut opened_tables = BTreeMap::new();
     let mut views: Vec<Box<dyn View>> = Vec::new();
     for spec in specs {
-        let name = spec.name.clone();
-        if !is_wanted(&of_table(&name)) {
+        let id = spec.id.clone();
+        if !is_wanted(&id.view()) {
             continue;
         }
         let policy = policies.policy_for(&spec);
@@ -264,7 +234,7 @@ pub(super) fn open_some(
         if writable {
             views.push(Box::new(LakeView::new(table.clone(), policy)));
         }
-        opened_tables.insert(name, table);
+        opened_tables.insert(id, table);
     }
     let committed = opened_tables
         .values()
@@ -285,7 +255,7 @@ pub(super) fn open_some(
         checkpoints: committed,
     };
     for stream in catalog.streams.values() {
-        if is_wanted(&checkpoints::search(&stream.name)) {
+        if is_wanted(&ViewId::search(&stream.name)) {
             opened.open_search(config, folder, stream, log, writable)?;
         }
         opened.open_state(config, folder, stream, log, writable, is_wanted)?;
@@ -310,8 +280,10 @@ impl OpenViews {
             return Ok(());
         };
         let index = Arc::new(index);
-        self.checkpoints
-            .insert(checkpoints::search(&stream.name), index.checkpoint(log)?);
+        self.checkpoints.insert(
+            (&ViewId::search(&stream.name)).into(),
+            index.checkpoint(log)?,
+        );
         if writable {
             let memory = config.limits.shares().search / self.handles.catalog.streams.len().max(1);
             let roll = RollPolicy::for_disk_limit(config.limits.disk);
@@ -329,7 +301,7 @@ impl OpenViews {
         stream: &Arc<Stream>,
         log: LogIdentity,
         writable: bool,
-        is_wanted: &dyn Fn(&str) -> bool,
+        is_wanted: &dyn Fn(&ViewId) -> bool,
     ) -> Result<(), RuntimeError> {
         let name = &stream.name;
         let shares = config.limits.shares();
@@ -337,7 +309,7 @@ impl OpenViews {
         let sharing =
             |is_one: &dyn Fn(&Stream) -> bool| streams.clone().filter(|s| is_one(s)).count().max(1);
         if stream.def.places.is_some()
-            && is_wanted(&checkpoints::places(name))
+            && is_wanted(&ViewId::places(name))
             && let Some(places) = Places::open(
                 &folder.state().join(format!("{name}.{PLACES}")),
                 shares.places() / sharing(&|s| s.def.places.is_some()),
@@ -346,7 +318,7 @@ impl OpenViews {
         {
             let places = Arc::new(places);
             self.checkpoints
-                .insert(checkpoints::places(name), places.checkpoint(log)?);
+                .insert((&ViewId::places(name)).into(), places.checkpoint(log)?);
             if writable {
                 self.views.push(Box::new(PlacesView::new(
                     places.clone(),
@@ -357,7 +329,7 @@ impl OpenViews {
             self.handles.places.insert(name.clone(), places);
         }
         if stream.def.count.is_some()
-            && is_wanted(&checkpoints::counts(name))
+            && is_wanted(&ViewId::counts(name))
             && let Some(counts) = Counts::open(
                 &folder.state().join(format!("{name}.{COUNTS}")),
                 shares.counts() / sharing(&|s| s.def.count.is_some()),
@@ -366,7 +338,7 @@ impl OpenViews {
         {
             let counts = Arc::new(counts);
             self.checkpoints
-                .insert(checkpoints::counts(name), counts.checkpoint(log)?);
+                .insert((&ViewId::counts(name)).into(), counts.checkpoint(log)?);
             if writable {
                 self.views.push(Box::new(CountsView::new(
                     counts.clone(),

@@ -8,6 +8,7 @@ use super::{bounds, names, window};
 use crate::config::{
     Config, ConfigError, Declarations, IdempotencyLimits, SqlBounds, TableDef, WindowDef,
 };
+use crate::ids::{TableId, ViewId};
 
 type Streams = BTreeMap<String, Arc<Stream>>;
 
@@ -110,6 +111,51 @@ impl Catalog {
     /// The window of a name; a configuration has few.
     pub fn window(&self, name: &str) -> Option<&Arc<Window>> {
         self.windows.iter().find(|w| w.name == name)
+    }
+
+    /// A declared entity table, by its whole name.
+    pub fn entity(&self, name: &str) -> Option<&Arc<Entity>> {
+        self.entities.iter().find(|e| e.name == name)
+    }
+
+    /// The table of the lake that a name in SQL reads, or an id's text names; none if it is not
+    /// declared. A window reads the table of all its rows.
+    pub fn table_id(&self, name: &str) -> Option<TableId> {
+        let Ok(table) = name.parse();
+        let is_declared = match &table {
+            TableId::Raw | TableId::DeadLetters => true,
+            TableId::Sessions(stream) | TableId::Late(stream) => {
+                self.streams.contains_key(&**stream)
+            }
+            TableId::Entity(name) => self.entity(name).is_some(),
+            // Of a stream, or of a window: the text does not say it.
+            TableId::Stream(name) | TableId::Window(name) => self.streams.contains_key(&**name),
+        };
+        if is_declared {
+            return Some(table);
+        }
+        let windows = self.windows.iter().map(|w| w.name.as_str());
+        let mut windows = windows.map(|window| (window, TableId::window(window)));
+        let found = windows.find(|(window, id)| *window == name || *id == table);
+        found.map(|(_, id)| id)
+    }
+
+    /// A view whose id was text, with the kind of its table.
+    pub fn view_id(&self, view: ViewId) -> ViewId {
+        let table = view.table().and_then(|t| self.table_id(&t.to_string()));
+        table.map_or(view, ViewId::Lake)
+    }
+
+    /// The stream that a table's rows come from; none of `raw` and dead letters, and of what is not
+    /// declared.
+    pub fn stream_of(&self, table: &TableId) -> Option<&str> {
+        let stream = match table {
+            TableId::Raw | TableId::DeadLetters => return None,
+            TableId::Stream(name) | TableId::Sessions(name) | TableId::Late(name) => &**name,
+            TableId::Window(name) => self.window(name)?.stream.as_str(),
+            TableId::Entity(name) => self.entity(name)?.stream.as_str(),
+        };
+        self.streams.get(stream).map(|stream| stream.name.as_str())
     }
 }
 
@@ -220,4 +266,72 @@ fn compile_windows(
         pending = rest;
     }
     Ok(planned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog() -> Catalog {
+        let mut text = "data = \"d\"\n".to_owned();
+        for stream in ["a", "b_versions"] {
+            text += &format!(
+                "[streams.{stream}]\nschema = \"t bigint not null, k varchar\"\nselect = \"select to_timestamp_millis(t) as event_time, k from {stream}\"\n"
+            );
+        }
+        text += "[windows.minutes]\nsql = \"select window_start, window_end, count(*) as n from tumble(b_versions, event_time, interval '1 hour') group by 1, 2\"\n";
+        text += "[tables.\"a.keys\"]\nstream = \"a\"\nkey = [\"k\"]\nselect = \"select k\"\n";
+        let config = crate::config::parse(None, text, None, &|_| None).expect("parses");
+        Catalog::from_config(&config).expect("plans")
+    }
+
+    #[test]
+    fn a_name_is_resolved_to_a_table_of_the_declared_kind() {
+        let catalog = catalog();
+        for (name, table, stream) in [
+            ("raw", TableId::Raw, None),
+            ("dead_letters", TableId::DeadLetters, None),
+            ("a", TableId::stream("a"), Some("a")),
+            ("a.sessions", TableId::sessions("a"), Some("a")),
+            ("a.late", TableId::late("a"), Some("a")),
+            ("a.keys", TableId::entity("a.keys"), Some("a")),
+            ("minutes", TableId::window("minutes"), Some("b_versions")),
+            (
+                "minutes_versions",
+                TableId::window("minutes"),
+                Some("b_versions"),
+            ),
+            (
+                "b_versions",
+                TableId::stream("b_versions"),
+                Some("b_versions"),
+            ),
+        ] {
+            let found = catalog.table_id(name).expect("declared");
+            // The kind, too: equality is that of texts.
+            assert_eq!(format!("{found:?}"), format!("{table:?}"), "{name}");
+            assert_eq!(catalog.stream_of(&found), stream, "{name}");
+        }
+        for name in [
+            "c",
+            "c.late",
+            "a.others",
+            "minutes.sessions",
+            "weir.views",
+            "",
+        ] {
+            assert!(catalog.table_id(name).is_none(), "{name}");
+        }
+        let parsed: ViewId = TableId::window("minutes")
+            .view()
+            .to_string()
+            .parse()
+            .expect("a view");
+        let resolved = catalog.view_id(parsed);
+        assert!(
+            matches!(resolved, ViewId::Lake(TableId::Window(_))),
+            "{resolved:?}"
+        );
+        assert_eq!(catalog.view_id(ViewId::search("a")), ViewId::search("a"));
+    }
 }

@@ -20,7 +20,6 @@ mod strict;
 pub(crate) mod types;
 pub(crate) mod window;
 
-pub use crate::config::versions_of;
 pub(crate) use crate::config::zone;
 pub(crate) use crate::config::{
     DUPLICATE_KEY_BYTES, Late, SearchDef, StreamDef, WINDOW_GROUP_BYTES,

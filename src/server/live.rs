@@ -13,9 +13,9 @@ use serde_json::json;
 use super::App;
 use super::error::ApiError;
 use crate::event::Lsn;
+use crate::ids::TableId;
 use crate::query::QueryError;
 use crate::query::live::{Cursor, NextPage, RowId};
-use crate::schema::versions_of;
 
 /// How often to look for new rows.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -48,10 +48,10 @@ pub async fn live(
     Query(params): Query<BTreeMap<String, String>>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    let name = table_name(&app, &params)?;
-    let table = app.0.parts.answers.handles.tables.get(&name);
+    let id = requested_table(&app, &params)?;
+    let table = app.0.parts.answers.handles.tables.get(&id);
     let table =
-        table.ok_or_else(|| QueryError::NotFound(format!("the table `{name}` does not exist")))?;
+        table.ok_or_else(|| QueryError::NotFound(format!("the table `{id}` does not exist")))?;
     let visible = table.applied();
     let slot = app.0.live.clone().try_acquire_owned().map_err(|_| {
         let message = "half of the connections are live streams already (`[limits] connections`)";
@@ -78,9 +78,9 @@ pub async fn live(
     let reason = "the log does not have the record of Last-Event-ID";
     let first = is_foreign.then(|| missed(0, visible, reason));
     let stop = app.0.stop.clone().cancelled_owned();
-    let pages = stream::unfold((app, name, start), |(app, name, cursor)| async move {
-        let (events, next) = next_events(&app, &name, cursor).await?;
-        Some((stream::iter(events), (app, name, next)))
+    let pages = stream::unfold((app, id, start), |(app, id, cursor)| async move {
+        let (events, next) = next_events(&app, &id, cursor).await?;
+        Some((stream::iter(events), (app, id, next)))
     });
     let events = stream::iter(first)
         .chain(pages.flatten())
@@ -93,23 +93,27 @@ pub async fn live(
 }
 
 /// The table of the requested stream or window.
-fn table_name(app: &App, params: &BTreeMap<String, String>) -> Result<String, QueryError> {
+fn requested_table(app: &App, params: &BTreeMap<String, String>) -> Result<TableId, QueryError> {
     let handles = &app.0.parts.answers.handles;
     match params.get("window") {
         Some(window) => {
             let missing = || QueryError::NotFound(format!("the window `{window}` does not exist"));
             let window = handles.catalog.window(window).ok_or_else(missing)?;
-            Ok(versions_of(&window.name))
+            Ok(TableId::window(&window.name))
         }
         None => {
             let stream = handles.stream(params.get("stream").map(String::as_str))?;
-            Ok(stream.name.clone())
+            Ok(TableId::stream(&stream.name))
         }
     }
 }
 
 /// Waits for events after the cursor; `None` ends the stream.
-async fn next_events(app: &App, table: &str, mut cursor: Cursor) -> Option<(Vec<Event>, Cursor)> {
+async fn next_events(
+    app: &App,
+    table: &TableId,
+    mut cursor: Cursor,
+) -> Option<(Vec<Event>, Cursor)> {
     let table = app.0.parts.answers.handles.tables.get(table)?;
     loop {
         if table.applied() > cursor.lsn() {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{View, ViewError};
 use crate::event::{Lsn, Micros};
+use crate::ids::{CheckpointId, TableId, ViewId};
 use crate::operators::{Output, StreamRows};
 
 /// How far a view with one checkpoint is.
@@ -12,7 +13,7 @@ use crate::operators::{Output, StreamRows};
 /// 120 are in memory only, and the next commit brings the checkpoint to 120.
 #[derive(Debug)]
 pub struct Cursor {
-    name: String,
+    view: ViewId,
     applied: Lsn,
     committed: Lsn,
     /// When the first row after the last commit was applied.
@@ -20,19 +21,19 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The cursor of a view as its last commit left it; `name` is that of its checkpoint.
-    pub fn new(name: String, committed: Lsn) -> Self {
+    /// The cursor of a view as its last commit left it.
+    pub fn new(view: ViewId, committed: Lsn) -> Self {
         Self {
-            name,
+            view,
             applied: committed,
             committed,
             dirty_since: None,
         }
     }
 
-    /// The name of its checkpoint.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// The view that it is the cursor of.
+    pub fn view(&self) -> &ViewId {
+        &self.view
     }
 
     /// In memory, everything up to this LSN is applied.
@@ -122,17 +123,17 @@ pub trait StreamView: Send {
 }
 
 impl<T: StreamView> View for T {
-    fn name(&self) -> &str {
-        self.cursor().name()
+    fn id(&self) -> &ViewId {
+        self.cursor().view()
     }
 
     fn applied(&self) -> Lsn {
         self.cursor().applied()
     }
 
-    fn checkpoints(&self) -> Vec<(String, Lsn)> {
+    fn checkpoints(&self) -> Vec<(CheckpointId, Lsn)> {
         let cursor = self.cursor();
-        vec![(cursor.name().to_owned(), cursor.committed())]
+        vec![(cursor.view().into(), cursor.committed())]
     }
 
     fn advance_to(&mut self, lsn: Lsn) {
@@ -144,7 +145,10 @@ impl<T: StreamView> View for T {
         if output.to <= self.cursor().applied() {
             return Ok(());
         }
-        let mut floor = output.retention_floors.get(self.stream()).copied();
+        let mut floor = output
+            .retention_floors
+            .get(&TableId::stream(self.stream()))
+            .copied();
         let rows = output.rows.as_ref();
         if let Some(rows) = rows.filter(|rows| rows.stream.name == self.stream()) {
             self.add(rows, now)?;
@@ -192,7 +196,7 @@ mod tests {
     fn a_cursor_is_dirty_from_the_first_row_until_its_commit() {
         let start = Instant::now();
         let later = start + Duration::from_secs(3);
-        let mut cursor = Cursor::new("counts/a".into(), 100);
+        let mut cursor = Cursor::new(ViewId::counts("a"), 100);
         assert_eq!((cursor.applied(), cursor.dirty_for(later)), (100, None));
         cursor.mark_dirty(start);
         cursor.mark_dirty(later);

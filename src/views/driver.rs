@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::ring::{Next, Ring};
 use super::{View, ViewError};
 use crate::event::Lsn;
+use crate::ids::CheckpointId;
 use crate::operators::Output;
 use crate::threads::panic_if_asked;
 
@@ -26,7 +27,7 @@ pub struct Status {
     applied: AtomicU64,
     /// It reads the log, because it lagged.
     is_catching_up: AtomicBool,
-    checkpoints: Mutex<BTreeMap<String, Lsn>>,
+    checkpoints: Mutex<BTreeMap<CheckpointId, Lsn>>,
     failure: Mutex<Option<String>>,
 }
 
@@ -37,7 +38,7 @@ impl Status {
     }
 
     /// Committed checkpoints.
-    pub fn checkpoints(&self) -> BTreeMap<String, Lsn> {
+    pub fn checkpoints(&self) -> BTreeMap<CheckpointId, Lsn> {
         self.checkpoints
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -103,7 +104,7 @@ pub fn run(
     catch_up: &dyn CatchUp,
     status: &Arc<Status>,
 ) -> Result<(), ViewError> {
-    let name = view.name().to_owned();
+    let name = view.id().to_string();
     status.publish(&*view);
     let mut retries = RetryState {
         tries: 0,
@@ -139,7 +140,7 @@ struct RetryState {
     tries: u32,
     /// Those since the ring was closed.
     final_tries: u32,
-    checkpoints_at_failure: Vec<(String, Lsn)>,
+    checkpoints_at_failure: Vec<(CheckpointId, Lsn)>,
 }
 
 impl RetryState {
@@ -152,7 +153,7 @@ impl RetryState {
         status: &Status,
         mut error: ViewError,
     ) -> Result<(), ViewError> {
-        let name = view.name().to_owned();
+        let name = view.id().to_string();
         // It may have committed while it read the log.
         let before = std::mem::replace(&mut self.checkpoints_at_failure, view.checkpoints());
         if before != self.checkpoints_at_failure {

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::event::Lsn;
+use crate::ids::{CheckpointId, ViewId};
 use crate::operators::Output;
 pub(crate) use cursor::{Cursor, StreamView};
 use lake::LakeError;
@@ -120,14 +121,14 @@ impl<T, E: Into<Cause>> InView<T> for Result<T, E> {
 
 /// A view as the driver sees it.
 pub trait View: Send {
-    /// Its name in messages and in the status, such as `lake/orders`.
-    fn name(&self) -> &str;
+    /// Which view it is.
+    fn id(&self) -> &ViewId;
 
     /// In memory, everything up to this LSN is applied.
     fn applied(&self) -> Lsn;
 
-    /// Committed checkpoints by the names that snapshots use.
-    fn checkpoints(&self) -> Vec<(String, Lsn)>;
+    /// Committed checkpoints.
+    fn checkpoints(&self) -> Vec<(CheckpointId, Lsn)>;
 
     /// Treats everything up to `lsn` as applied, where this view has no row between its checkpoint
     /// and `lsn`.

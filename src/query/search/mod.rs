@@ -15,7 +15,7 @@ use super::encode::write_object;
 use super::spool::{SpooledAnswer, Spools};
 use super::{Handles, QueryError};
 use crate::event::{Lsn, Micros};
-use crate::operators::checkpoints;
+use crate::ids::ViewId;
 use crate::views::search::SearchIndex;
 use cursor::Cursor;
 use execute::{HitPage, Search};
@@ -76,7 +76,7 @@ pub async fn search(
     };
     let conditions = compile::compile(&query, &index, &clauses)?;
     let missing = || QueryError::NotFound(format!("table `{name}` does not exist"));
-    let table = handles.tables.get(&name).ok_or_else(missing)?;
+    let table = handles.stream_table(&name).ok_or_else(missing)?;
     let sort = query.sort;
     let search = Search {
         query,
@@ -95,7 +95,7 @@ pub async fn search(
     let as_of = handles.progress.as_of(
         visible,
         std::slice::from_ref(&name),
-        &[checkpoints::search(&name)],
+        &[ViewId::search(&name)],
         now,
     );
     let next = next_cursor(&page, sort, cursor, max_lsn, now).map(|cursor| cursor.to_string());

@@ -20,7 +20,7 @@ use futures::TryStreamExt;
 use super::session::session;
 use super::{SqlAnswer, SqlLimits, run_error};
 use crate::event::{Lsn, Micros};
-use crate::operators::checkpoints;
+use crate::ids::{TableId, ViewId};
 use crate::query::derived_tables::OpenRows;
 use crate::query::encode::value_bytes;
 use crate::query::memory::SharedMemory;
@@ -28,7 +28,7 @@ use crate::query::{
     AsOf, Handles, QueryError, bounded_input, cancellation, column_names, time_zones,
 };
 use crate::schema::bounds::scope::Scope;
-use crate::schema::{bounds, dialect, functions, versions_of};
+use crate::schema::{bounds, dialect, functions};
 use crate::views::lake::LakeTable;
 
 /// How long a query waits for the rows of windows that have just closed, and how often it polls.
@@ -108,7 +108,7 @@ impl Planner {
         sql: &str,
         handles: &Handles,
         environment: &RuntimeEnv,
-    ) -> Result<BTreeMap<String, OpenRows>, QueryError> {
+    ) -> Result<BTreeMap<TableId, OpenRows>, QueryError> {
         let mut open = BTreeMap::new();
         // The planner reports what cannot be parsed.
         let Ok(statement) = dialect::parse(&self.base, sql) else {
@@ -123,8 +123,8 @@ impl Planner {
                 continue;
             };
             let progress = handles.progress.clone();
-            let name = table.spec.name.clone();
-            let rows = tokio::task::spawn_blocking(move || progress.open_rows(&name)).await;
+            let id = table.spec.id.clone();
+            let rows = tokio::task::spawn_blocking(move || progress.open_rows(&id)).await;
             let rows = rows.map_err(|e| QueryError::Failed(e.to_string()))??;
             let Some((lsn, rows)) = rows else { continue };
             let deadline = tokio::time::Instant::now() + MAX_OPEN_WAIT;
@@ -133,7 +133,7 @@ impl Planner {
             }
             let rows = OpenRows::new(lsn, rows, &environment.memory_pool)
                 .map_err(|e| run_error(&e, self.limits))?;
-            open.insert(table.spec.name.clone(), rows);
+            open.insert(table.spec.id.clone(), rows);
         }
         Ok(open)
     }
@@ -162,23 +162,20 @@ impl Planner {
             .filter(|(name, _)| read.contains(name))
             .map(|(_, lsn)| *lsn)
             .min();
-        let mut streams: Vec<String> = read
+        let catalog = &handles.catalog;
+        // System tables are not in it.
+        let tables = read.iter().filter_map(|name| catalog.table_id(name));
+        let tables: Vec<TableId> = tables.collect();
+        let mut streams: Vec<String> = tables
             .iter()
-            .filter_map(|table| handles.stream_of(table))
+            .filter_map(|table| catalog.stream_of(table).map(str::to_owned))
             .collect();
         streams.dedup();
         if streams.is_empty() {
-            streams = handles.catalog.streams.keys().cloned().collect();
+            streams = catalog.streams.keys().cloned().collect();
         }
         let lsn = lsn.unwrap_or_else(|| handles.progress.synced_lsn());
-        let stored = |table: &String| match handles.catalog.window(table) {
-            Some(window) => versions_of(&window.name),
-            None => table.clone(),
-        };
-        let views: Vec<String> = read
-            .iter()
-            .map(|table| checkpoints::table(&stored(table)))
-            .collect();
+        let views: Vec<ViewId> = tables.iter().map(TableId::view).collect();
         handles.progress.as_of(lsn, &streams, &views, now)
     }
 
@@ -285,12 +282,10 @@ fn open_table<'a>(
     schema: Option<&str>,
     table: &str,
 ) -> Option<&'a Arc<LakeTable>> {
-    match schema {
-        None | Some("main") => handles
-            .catalog
-            .window(table)
-            .and_then(|w| handles.tables.get(&versions_of(&w.name))),
-        Some(schema) if table == "sessions" => handles.tables.get(&format!("{schema}.{table}")),
-        Some(_) => None,
-    }
+    let id = match schema {
+        None | Some("main") => TableId::window(&handles.catalog.window(table)?.name),
+        Some(stream) if table == "sessions" => TableId::sessions(stream),
+        Some(_) => return None,
+    };
+    handles.tables.get(&id)
 }

@@ -21,14 +21,15 @@ use datafusion::prelude::SessionContext;
 use object_store::local::LocalFileSystem;
 
 use crate::event::Lsn;
+use crate::ids::TableId;
 use crate::query::derived_tables::{self, OpenRows};
 use crate::query::{Handles, QueryError, system_tables};
+use crate::schema::Layout;
 use crate::schema::select::strip_internals;
-use crate::schema::{Layout, versions_of};
 use crate::storage::create_folders;
+use crate::views::lake::LakeTable;
 use crate::views::lake::entities::scan::EntitySnapshot;
 use crate::views::lake::provider::{LakeSnapshot, lake_url};
-use crate::views::lake::{LakeTable, RowOrigin};
 
 /// Maximum bytes that queries may spill to disk.
 const MAX_SPILL_BYTES: u64 = 4 << 30;
@@ -45,13 +46,13 @@ struct Tables {
 pub(super) fn session(
     base: &SessionState,
     handles: &Handles,
-    open: &BTreeMap<String, OpenRows>,
+    open: &BTreeMap<TableId, OpenRows>,
 ) -> Result<(SessionContext, Vec<(String, Lsn)>), QueryError> {
     let failed = |e: DataFusionError| QueryError::Failed(strip_internals(&e));
     let mut tables = Tables::default();
-    for (name, table) in &handles.tables {
+    for (id, table) in &handles.tables {
         tables
-            .add_lake_table(name, table, handles, open.get(name))
+            .add_lake_table(table, handles, open.get(id))
             .map_err(failed)?;
     }
     for name in system_tables::TABLES {
@@ -83,14 +84,13 @@ impl Tables {
 
     fn add_lake_table(
         &mut self,
-        name: &str,
         table: &Arc<LakeTable>,
         handles: &Handles,
         open: Option<&OpenRows>,
     ) -> Result<(), DataFusionError> {
-        let state = table.snapshot();
+        let (state, name) = (table.snapshot(), &table.spec.name);
         let applied = state.applied;
-        self.checkpoints.push((name.to_owned(), applied));
+        self.checkpoints.push((name.clone(), applied));
         let stored: Arc<dyn TableProvider> = match table.spec.layout {
             Layout::Buckets => Arc::new(EntitySnapshot::from_state(table, state)),
             _ => Arc::new(LakeSnapshot::from_state(table, state)),
@@ -98,21 +98,22 @@ impl Tables {
         let retried = handles.progress.retried();
         // The table must contain everything that was closed up to the LSN of the open rows.
         let open = open.filter(|open| open.lsn <= applied);
-        let mut windows = handles.catalog.windows.iter();
-        let provider = if let Some(window) = windows.find(|w| versions_of(&w.name) == *name) {
-            let latest = derived_tables::window(window, table, stored.clone(), open)?;
-            self.register(&window.name, latest)?;
-            let lsn = open.map_or(applied, |open| open.lsn);
-            self.checkpoints.push((window.name.clone(), lsn));
-            stored
-        } else if name.ends_with(".sessions") {
-            derived_tables::sessions(table, stored, open)?
-        } else if table.spec.layout == Layout::Buckets {
-            derived_tables::entity(table, stored)?
-        } else if table.spec.feed == RowOrigin::DeadLetters && !retried.is_empty() {
-            system_tables::with_retries(name, stored, &retried)?
-        } else {
-            stored
+        let provider = match &table.spec.id {
+            TableId::Window(window) => {
+                if let Some(window) = handles.catalog.window(window) {
+                    let latest = derived_tables::window(window, table, stored.clone(), open)?;
+                    self.register(&window.name, latest)?;
+                    let lsn = open.map_or(applied, |open| open.lsn);
+                    self.checkpoints.push((window.name.clone(), lsn));
+                }
+                stored
+            }
+            TableId::Sessions(_) => derived_tables::sessions(table, stored, open)?,
+            TableId::Entity(_) => derived_tables::entity(table, stored)?,
+            TableId::DeadLetters if !retried.is_empty() => {
+                system_tables::with_retries(name, stored, &retried)?
+            }
+            TableId::Raw | TableId::DeadLetters | TableId::Stream(_) | TableId::Late(_) => stored,
         };
         self.register(name, provider)
     }

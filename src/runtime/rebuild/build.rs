@@ -10,16 +10,17 @@ use super::super::RuntimeError;
 use super::super::context::FolderContext;
 use super::super::data_dir::DataDir;
 use super::super::snapshots::Snapshots;
-use super::super::views::{self, of_table};
+use super::super::views;
 use super::manifest::{self, BuildManifest, Event, State, build_folder};
 use super::replay::{ReplayFrame, ReplayReader, ReplaySources};
 use super::retained_rows::{CarriedOverRows, RetainedOrigin, RetainedRows};
 use super::scope::minimal_declarations;
 use crate::config::Config;
 use crate::event::{Lsn, Micros, lsn_sequence, rfc3339};
-use crate::operators::{Operators, Output, checkpoints, tables};
+use crate::ids::{CheckpointId, TableId, ViewId};
+use crate::operators::{Operators, Output};
 use crate::schema::window::Shape;
-use crate::schema::{Catalog, Stream, Window};
+use crate::schema::{Catalog, Stream};
 use crate::storage::remove_temporaries;
 use crate::views::lake::LakeTable;
 use crate::views::{LogIdentity, View};
@@ -41,7 +42,7 @@ pub struct ViewBuild {
 }
 
 /// The view, and the checkpoints that it has committed.
-type Built = (Box<dyn View>, BTreeMap<String, Lsn>);
+type Built = (Box<dyn View>, BTreeMap<CheckpointId, Lsn>);
 
 /// Takes how far a build is: records done, of how many, since when.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64, Duration);
@@ -51,13 +52,13 @@ impl ViewBuild {
     pub fn begin(
         config: &Config,
         runtime: &tokio::runtime::Handle,
-        view: &str,
+        view: &ViewId,
     ) -> Result<Self, RuntimeError> {
         let live = FolderContext::existing(config, runtime)?;
         let catalog = views::compile(config)?;
         let log = live.existing_log()?;
         let new = BuildManifest {
-            view: view.to_owned(),
+            view: view.clone(),
             configuration: catalog.id,
             log: log.id,
             partition: config.partition.name().to_owned(),
@@ -75,7 +76,12 @@ impl ViewBuild {
                     "the rebuilt {view} is being installed; try again after the next start"
                 )));
             }
-            Some(found) => build.manifest = found,
+            Some(found) => {
+                build.manifest = BuildManifest {
+                    view: view.clone(),
+                    ..found
+                };
+            }
             None => {}
         }
         build.find_intact_range()?;
@@ -88,9 +94,10 @@ impl ViewBuild {
         live: &FolderContext,
         catalog: &Catalog,
         log: LogIdentity,
-        manifest: BuildManifest,
+        mut manifest: BuildManifest,
         lock: fs::File,
     ) -> Result<Self, RuntimeError> {
+        manifest.view = catalog.view_id(manifest.view);
         let own = DataDir {
             root: build_folder(&live.folder, &manifest.view),
         };
@@ -143,17 +150,18 @@ impl ViewBuild {
     fn find_intact_range(&mut self) -> Result<(), RuntimeError> {
         self.manifest.first_intact = self.manifest.first_intact.max(self.sources.first()?);
         let stream = self.stream().filter(|_| self.lacks_beginning()).cloned();
-        let Some(stream) = stream.filter(|stream| self.has_table(&stream.name)) else {
+        let table = stream.as_ref().map(|s| TableId::stream(&s.name));
+        let Some((stream, table)) = stream.zip(table.filter(|table| self.has_table(table))) else {
             return Ok(());
         };
         let (newest, _) = self
             .live
             .snapshots()
             .newest_for(&BTreeMap::new(), Lsn::MAX)?;
-        let floor = newest.retention_floors().get(stream.name.as_str()).copied();
+        let floor = newest.retention_floors().get(&table).copied();
         // Hours may have left since that snapshot: the first that exists counts, too.
         let may_leave = stream.def.retention.is_some() || self.live.config.limits.disk.is_some();
-        let table = self.old_table(&stream.name)?;
+        let table = self.old_table(&table)?;
         let begins = table
             .spec
             .layout
@@ -177,21 +185,14 @@ impl ViewBuild {
         self.manifest.first_intact > self.sources.log.zero + 1
     }
 
-    /// The table of the lake that the view writes, if it writes one.
-    pub(super) fn table_name(&self) -> Option<&str> {
-        self.manifest.view.strip_prefix("lake/")
-    }
-
     /// The stream that the view follows from; none for dead letters, which come from all.
     fn stream(&self) -> Option<&Arc<Stream>> {
-        if self.manifest.view == of_table(checkpoints::DEAD_LETTERS) {
-            return None;
+        match &self.manifest.view {
+            ViewId::Lake(TableId::DeadLetters) => None,
+            // Its build has the declarations of all streams.
+            ViewId::Lake(TableId::Late(stream)) => self.catalog.streams.get(&**stream),
+            _ => self.catalog.streams.values().next(),
         }
-        let late = self.table_name().and_then(|t| t.strip_suffix(".late"));
-        late.map_or_else(
-            || self.catalog.streams.values().next(),
-            |stream| self.catalog.streams.get(stream),
-        )
     }
 
     /// How far rows that are gone reach into what is built: the lengths of the sessions and windows
@@ -200,19 +201,21 @@ impl ViewBuild {
         let of_sessions = self
             .stream()
             .and_then(|s| s.session())
-            .filter(|_| self.manifest.view.ends_with(".sessions"))
+            .filter(|_| matches!(self.manifest.view, ViewId::Lake(TableId::Sessions(_))))
             .map_or(0, |session| session.gap);
         // A row of a fixed window is carried over by its start, so its own length does not count;
         // a window over it may go by its end.
-        let is_own =
-            |window: &Window| of_table(&tables::versions_of(&window.name)) == self.manifest.view;
+        let own = match &self.manifest.view {
+            ViewId::Lake(TableId::Window(name)) => Some(&**name),
+            _ => None,
+        };
         let of_windows = self
             .catalog
             .windows
             .iter()
             .map(|window| match window.shape {
                 Shape::Session { gap, .. } => gap,
-                Shape::Aligned(_) if is_own(window) => 0,
+                Shape::Aligned(_) if own == Some(window.name.as_str()) => 0,
                 Shape::Aligned(windows) => windows.longest(),
             });
         of_sessions.saturating_add(of_windows.sum())
@@ -230,30 +233,31 @@ impl ViewBuild {
             "{view}: `raw` begins with record {first}; what came before is taken from the rows of {rows}"
         );
         let since = self.manifest.complete_since;
-        if let Some(since) = since.filter(|_| self.is_derived_table()) {
+        if let Some(since) = since.filter(|_| self.derived_table().is_some()) {
             notice += &format!(", and rows before {} stay as they were", rfc3339(since));
         }
         Some(notice)
     }
 
-    /// Whether the view is a table that operators derive: its rows outlive the records and rows
-    /// that they were derived from.
-    fn is_derived_table(&self) -> bool {
-        self.table_name().is_some_and(|table| {
-            table != checkpoints::DEAD_LETTERS && !self.catalog.streams.contains_key(table)
-        })
+    /// The view's table if operators derive it: its rows outlive the records and rows that they
+    /// were derived from.
+    fn derived_table(&self) -> Option<&TableId> {
+        self.manifest
+            .view
+            .table()
+            .filter(|table| table.is_derived())
     }
 
     /// Whether the live folder has a table; it lacks one that is declared only now.
-    fn has_table(&self, name: &str) -> bool {
-        views::spec(&self.live.config, &self.live.folder, &self.catalog, name)
+    fn has_table(&self, table: &TableId) -> bool {
+        views::spec(&self.live.config, &self.live.folder, &self.catalog, table)
             .is_some_and(|spec| spec.root.exists())
     }
 
     /// A table of the live folder, as this configuration reads it.
-    fn old_table(&self, name: &str) -> Result<LakeTable, RuntimeError> {
-        let missing = || RuntimeError::Damaged(format!("the table {name} is gone"));
-        let spec = views::spec(&self.live.config, &self.live.folder, &self.catalog, name)
+    fn old_table(&self, table: &TableId) -> Result<LakeTable, RuntimeError> {
+        let missing = || RuntimeError::Damaged(format!("the table {table} is gone"));
+        let spec = views::spec(&self.live.config, &self.live.folder, &self.catalog, table)
             .ok_or_else(missing)?;
         LakeTable::open(spec, self.log(), self.live.runtime.clone(), false)?.ok_or_else(missing)
     }
@@ -266,16 +270,19 @@ impl ViewBuild {
             return ReplayReader::new(self.sources.clone(), after);
         }
         let (table, origin) = match self.stream() {
-            Some(stream) => (stream.name.as_str(), RetainedOrigin::Stream(stream.clone())),
+            Some(stream) => (
+                TableId::stream(&stream.name),
+                RetainedOrigin::Stream(stream.clone()),
+            ),
             None => (
-                checkpoints::DEAD_LETTERS,
+                TableId::DeadLetters,
                 RetainedOrigin::DeadLetters(self.catalog.clone()),
             ),
         };
-        if !self.has_table(table) {
+        if !self.has_table(&table) {
             return ReplayReader::new(self.sources.clone(), first - 1);
         }
-        let retained = RetainedRows::new(&self.old_table(table)?, origin, after, first - 1);
+        let retained = RetainedRows::new(&self.old_table(&table)?, origin, after, first - 1);
         Ok(ReplayReader::with_retained(
             self.sources.clone(),
             after,
@@ -285,9 +292,8 @@ impl ViewBuild {
     }
 
     /// The derived table whose early rows are carried over, and the time before which they are.
-    fn carried_over(&self) -> Option<(&str, Micros)> {
-        let table = self.table_name().filter(|_| self.is_derived_table());
-        table
+    fn carried_over(&self) -> Option<(&TableId, Micros)> {
+        self.derived_table()
             .zip(self.manifest.complete_since)
             .filter(|(table, _)| self.has_table(table))
     }
@@ -302,7 +308,7 @@ impl ViewBuild {
     }
 
     pub(super) fn open_view(&self) -> Result<Built, RuntimeError> {
-        let is_own = |view: &str| view == self.manifest.view;
+        let is_own = |view: &ViewId| *view == self.manifest.view;
         let mut opened = views::open_some(&self.own, &self.catalog, self.log(), true, &is_own)?;
         let view = opened
             .views
@@ -315,7 +321,7 @@ impl ViewBuild {
     /// if they are from a snapshot.
     pub(super) fn load_operators(
         &self,
-        checkpoints: &BTreeMap<String, Lsn>,
+        checkpoints: &BTreeMap<CheckpointId, Lsn>,
     ) -> Result<(Operators, bool), RuntimeError> {
         let (found, is_saved) = self.own.snapshots().newest_for(checkpoints, Lsn::MAX)?;
         let mut operators = if is_saved {
@@ -412,9 +418,9 @@ impl ViewBuild {
     /// Whether the old view cannot be opened, and can be moved away without that: an index, a
     /// table cannot.
     fn is_old_unreadable(&self) -> bool {
-        let is_own = |view: &str| view == self.manifest.view;
+        let is_own = |view: &ViewId| *view == self.manifest.view;
         let open = || views::open_some(&self.live, &self.catalog, self.log(), false, &is_own);
-        self.table_name().is_none() && matches!(open(), Err(RuntimeError::Damaged(_)))
+        self.manifest.view.table().is_none() && matches!(open(), Err(RuntimeError::Damaged(_)))
     }
 }
 

@@ -14,6 +14,7 @@ use super::build::{ViewBuild, apply};
 use super::manifest::{BuildManifest, Event, State, build_folder, failed, in_state, lock, remove};
 use crate::config::Config;
 use crate::event::Lsn;
+use crate::ids::{TableId, ViewId};
 use crate::schema::Catalog;
 use crate::storage::sync_folder;
 use crate::views::LogIdentity;
@@ -29,32 +30,30 @@ impl ViewBuild {
             self.advance(end, &mut |_, _, _| {})?;
             self.record(Event::ConfigurationRead)?;
         }
-        match self.manifest.view.split_once('/') {
-            Some(("lake", table)) => self.replace_table(table)?,
-            Some(("search", stream)) => {
+        match &self.manifest.view {
+            ViewId::Lake(table) => self.replace_table(table)?,
+            ViewId::Search(stream) => {
                 let replaced = self.own.folder.root.join("before");
                 move_over(
-                    &self.own.folder.search().join(stream),
-                    &self.live.folder.search().join(stream),
+                    &self.own.folder.search().join(&**stream),
+                    &self.live.folder.search().join(&**stream),
                     Some(&replaced),
                 )?;
             }
-            Some((kind, stream)) => {
-                let file = if kind == "places" { PLACES } else { COUNTS };
-                let name = format!("{stream}.{file}");
-                move_over(
-                    &self.own.folder.state().join(&name),
-                    &self.live.folder.state().join(&name),
-                    None,
-                )?;
-            }
-            None => {}
+            ViewId::Places(stream) => self.replace_state(stream, PLACES)?,
+            ViewId::Counts(stream) => self.replace_state(stream, COUNTS)?,
         }
         self.record(Event::Moved)
     }
 
+    /// Replaces the old state file of a stream by the build's.
+    fn replace_state(&self, stream: &str, suffix: &str) -> Result<(), RuntimeError> {
+        let path = |folder: &DataDir| folder.state().join(format!("{stream}.{suffix}"));
+        move_over(&path(&self.own.folder), &path(&self.live.folder), None)
+    }
+
     /// Replaces the old table's files with the build's in one commit of the old table.
-    fn replace_table(&self, table: &str) -> Result<(), RuntimeError> {
+    fn replace_table(&self, table: &TableId) -> Result<(), RuntimeError> {
         let spec = |folder: &DataDir| views::spec(&self.live.config, folder, &self.catalog, table);
         let (Some(new), Some(old)) = (spec(&self.own.folder), spec(&self.live.folder)) else {
             return Err(RuntimeError::Failed(format!(
@@ -84,7 +83,7 @@ impl ViewBuild {
         while let Some(frame) = frames.next(end)? {
             apply(&mut own, frame)?;
         }
-        if let Some(table) = self.table_name() {
+        if let Some(table) = self.manifest.view.table() {
             live.import_state(table, &mut own);
             snapshots.save(&live)?;
         }
@@ -186,8 +185,8 @@ pub(in super::super) fn waiting_builds(
     builds_in_state(context, catalog, log, states)
 }
 
-/// The names of the builds' views.
-pub(in super::super) fn views_of(builds: &[ViewBuild]) -> Vec<String> {
+/// The builds' views.
+pub(in super::super) fn views_of(builds: &[ViewBuild]) -> Vec<ViewId> {
     builds.iter().map(|b| b.manifest.view.clone()).collect()
 }
 
@@ -196,7 +195,7 @@ pub(in super::super) fn views_of(builds: &[ViewBuild]) -> Vec<String> {
 pub(in super::super) fn complete_builds(
     builds: Vec<ViewBuild>,
     end: Lsn,
-) -> Result<Vec<String>, RuntimeError> {
+) -> Result<Vec<ViewId>, RuntimeError> {
     let mut completed = Vec::new();
     for mut build in builds {
         let view = build.manifest.view.clone();
@@ -206,7 +205,7 @@ pub(in super::super) fn complete_builds(
                 completed.push(view);
             }
             Err(error) => {
-                tracing::error!(view, %error, "the rebuilt view is not installed; `weir rebuild` continues it");
+                tracing::error!(%view, %error, "the rebuilt view is not installed; `weir rebuild` continues it");
                 build.record(Event::CompletionFailed)?;
             }
         }
@@ -227,7 +226,7 @@ pub(in super::super) fn install(context: &FolderContext) -> Result<(), RuntimeEr
     context.snapshots().refuse_ahead(end)?;
     let catalog = context.stored_catalog(end)?;
     for mut build in builds_in_state(context, &catalog, log, &State::INSTALLING)? {
-        tracing::info!(view = build.manifest.view, "installing rebuilt view");
+        tracing::info!(view = %build.manifest.view, "installing rebuilt view");
         build.install(end)?;
     }
     Ok(())
@@ -281,7 +280,7 @@ pub fn complete_interrupted_installs(
 /// because one of them may be refused until it is rebuilt, too.
 fn remove_stateless(folder: &DataDir) -> Result<(), RuntimeError> {
     for (root, manifest) in in_state(folder, &[State::Installed]) {
-        if !manifest.view.starts_with("lake/") && lock(&root)?.is_some() {
+        if manifest.view.table().is_none() && lock(&root)?.is_some() {
             remove(folder, &root)?;
         }
     }
@@ -294,7 +293,7 @@ pub fn end_of_log(config: &Config) -> Result<Lsn, RuntimeError> {
 }
 
 /// Whether a view that was ready has been installed; an error where it could not be completed.
-pub fn is_installed(config: &Config, view: &str) -> Result<bool, RuntimeError> {
+pub fn is_installed(config: &Config, view: &ViewId) -> Result<bool, RuntimeError> {
     let folder = DataDir::existing(&config.data)?;
     match BuildManifest::read(&build_folder(&folder, view)) {
         None => Ok(true),

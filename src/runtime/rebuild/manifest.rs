@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::super::RuntimeError;
 use super::super::data_dir::DataDir;
 use crate::event::{Lsn, Micros};
+use crate::ids::ViewId;
 use crate::storage::{Disk, Storage, sync_folder};
 
 const MANIFEST: &str = "rebuild.json";
@@ -95,7 +96,7 @@ pub(super) fn next(state: State, event: Event) -> Option<State> {
 /// What a build is of, and how far it is. Field names are those of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BuildManifest {
-    pub view: String,
+    pub view: ViewId,
     /// The id of the catalog that it is built under.
     pub configuration: u64,
     /// The id of the log that it is built from.
@@ -140,12 +141,12 @@ impl BuildManifest {
 }
 
 /// The folder of a view's build.
-pub(super) fn build_folder(folder: &DataDir, view: &str) -> PathBuf {
+pub(super) fn build_folder(folder: &DataDir, view: &ViewId) -> PathBuf {
     folder.rebuilds().join(folder_name(view))
 }
 
-fn folder_name(view: &str) -> String {
-    view.replace('/', ".")
+fn folder_name(view: &ViewId) -> String {
+    view.to_string().replace('/', ".")
 }
 
 /// Locks a build's folder for this process; none while another one has it.
@@ -206,6 +207,7 @@ pub(super) fn failed(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::TableId;
 
     #[test]
     fn a_build_goes_from_building_to_installed_and_back_only_before_it_is_complete() {
@@ -245,7 +247,7 @@ mod tests {
     fn manifests_are_written_and_read_by_the_names_of_the_file() {
         let text = r#"{"view":"lake/a","configuration":1,"log":2,"partition":"hour","state":"whole","first":7,"whole_from":-5}"#;
         let manifest = BuildManifest {
-            view: "lake/a".into(),
+            view: TableId::stream("a").view(),
             configuration: 1,
             log: 2,
             partition: "hour".into(),
@@ -269,7 +271,7 @@ mod tests {
             root: root.path().to_owned(),
         };
         let manifest = BuildManifest {
-            view: "search/a".into(),
+            view: ViewId::search("a"),
             configuration: 1,
             log: 2,
             partition: String::new(),

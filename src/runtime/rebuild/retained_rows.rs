@@ -209,11 +209,7 @@ impl CarriedOverRows {
             parts.push(self.filter_time(&rows, |time| time < self.before)?);
         }
         // From here on nothing is read.
-        if let Some(at) = output
-            .tables
-            .iter()
-            .position(|t| *t.table == *self.spec.name)
-        {
+        if let Some(at) = output.tables.iter().position(|t| t.table == self.spec.id) {
             // An entity's newest row stays in any case.
             let is_current =
                 |time: Micros| self.spec.layout == Layout::Buckets || time >= self.before;
@@ -221,9 +217,8 @@ impl CarriedOverRows {
         }
         let rows = concat_batches(&self.spec.schema, &parts).map_err(|e| e.to_string())?;
         if rows.num_rows() > 0 {
-            let table = self.spec.name.as_str().into();
             output.tables.push(TableRows {
-                table,
+                table: self.spec.id.clone(),
                 batch: by_lsn(&rows).map_err(|e| e.to_string())?,
                 retention_floor: None,
             });

@@ -3,63 +3,31 @@
 use std::sync::Arc;
 
 use super::super::RuntimeError;
-use super::super::views::of_table;
 use crate::config::Declarations;
-use crate::operators::{checkpoints, tables};
-use crate::schema::{Catalog, Entity, Stream, Window};
-
-/// What a view shows, read from its name once.
-enum Subject<'a> {
-    /// Dead letters of every stream.
-    DeadLetters,
-    /// Rows of a stream that its windows no longer accepted.
-    LateRows,
-    Window(&'a Arc<Window>),
-    Entity(&'a Arc<Entity>),
-    /// A stream's table, its sessions, or an index of it.
-    Stream(&'a str),
-}
-
-fn subject<'a>(catalog: &'a Catalog, view: &'a str) -> Subject<'a> {
-    let (kind, name) = view.split_once('/').unwrap_or(("", view));
-    let stream = name
-        .strip_suffix(".sessions")
-        .filter(|stream| catalog.streams.contains_key(*stream))
-        .unwrap_or(name);
-    if kind != "lake" {
-        return Subject::Stream(stream);
-    }
-    if name == checkpoints::DEAD_LETTERS {
-        return Subject::DeadLetters;
-    }
-    if catalog.streams.keys().any(|s| tables::late(s) == name) {
-        return Subject::LateRows;
-    }
-    let window = catalog
-        .windows
-        .iter()
-        .find(|w| tables::versions_of(&w.name) == name);
-    let entity = || catalog.entities.iter().find(|e| e.name == name);
-    match (window, entity) {
-        (Some(window), _) => Subject::Window(window),
-        (None, entity) => entity().map_or(Subject::Stream(stream), Subject::Entity),
-    }
-}
+use crate::ids::{TableId, ViewId};
+use crate::schema::{Catalog, Window};
 
 /// The declarations that one view follows from, so that less is processed.
 ///
 /// A window over a window needs both, and those over them: a window that others read emits more
 /// rows. With `b over a`, `c over b` and `d over s`, building `b` keeps `a`, `b` and `c`.
-pub(super) fn minimal_declarations(catalog: &Catalog, view: &str) -> Declarations {
+pub(super) fn minimal_declarations(catalog: &Catalog, view: &ViewId) -> Declarations {
     let mut declared = catalog.declarations();
-    let (stream, entity, chain) = match subject(catalog, view) {
-        Subject::DeadLetters | Subject::LateRows => {
+    let (entity, chain) = match view {
+        ViewId::Lake(TableId::Raw | TableId::DeadLetters | TableId::Late(_)) => {
             declared.tables.clear();
             return declared;
         }
-        Subject::Window(window) => (window.stream.as_str(), None, inputs_of(catalog, window)),
-        Subject::Entity(entity) => (entity.stream.as_str(), Some(&entity.name), Vec::new()),
-        Subject::Stream(stream) => (stream, None, Vec::new()),
+        ViewId::Lake(TableId::Window(name)) => (None, inputs_of(catalog, catalog.window(name))),
+        ViewId::Lake(TableId::Entity(name)) => (Some(&**name), Vec::new()),
+        ViewId::Lake(TableId::Stream(_) | TableId::Sessions(_))
+        | ViewId::Counts(_)
+        | ViewId::Places(_)
+        | ViewId::Search(_) => (None, Vec::new()),
+    };
+    let stream = match view {
+        ViewId::Lake(table) => catalog.stream_of(table),
+        ViewId::Counts(stream) | ViewId::Places(stream) | ViewId::Search(stream) => Some(&**stream),
     };
     let reads_chain = |name: &str| {
         let window = catalog.window(name);
@@ -68,18 +36,22 @@ pub(super) fn minimal_declarations(catalog: &Catalog, view: &str) -> Declaration
     declared
         .windows
         .retain(|name, _| chain.contains(&name.as_str()) || reads_chain(name));
-    declared.tables.retain(|table, _| Some(table) == entity);
-    declared.streams.retain(|name, _| name == stream);
+    declared
+        .tables
+        .retain(|table, _| Some(table.as_str()) == entity);
+    declared
+        .streams
+        .retain(|name, _| Some(name.as_str()) == stream);
     declared
 }
 
 /// The names of a window and of those that it reads, directly or not.
-fn inputs_of<'a>(catalog: &'a Catalog, window: &'a Window) -> Vec<&'a str> {
+fn inputs_of<'a>(catalog: &'a Catalog, window: Option<&'a Arc<Window>>) -> Vec<&'a str> {
     let mut chain = Vec::new();
-    let mut next = Some(window);
+    let mut next = window;
     while let Some(window) = next {
         chain.push(window.name.as_str());
-        next = catalog.window(&window.input).map(|window| &**window);
+        next = catalog.window(&window.input);
     }
     chain
 }
@@ -90,23 +62,23 @@ pub fn view_named(
     catalog: &Catalog,
     what: &str,
     stream: Option<&str>,
-) -> Result<String, RuntimeError> {
+) -> Result<ViewId, RuntimeError> {
     if let "search" | "places" | "counts" = what {
         return index_of(catalog, what, stream);
     }
     if catalog.window(what).is_some() {
-        return Ok(of_table(&tables::versions_of(what)));
+        return Ok(TableId::window(what).view());
     }
     let tables = rebuildable_tables(catalog);
-    if tables.iter().any(|name| name == what) {
-        return Ok(of_table(what));
+    if let Some(table) = tables.iter().find(|table| table.to_string() == what) {
+        return Ok(table.view());
     }
     let windows = catalog.windows.iter().map(|w| w.name.clone());
     let all: Vec<String> = ["search", "places", "counts"]
         .map(str::to_owned)
         .into_iter()
         .chain(windows)
-        .chain(tables)
+        .chain(tables.iter().map(TableId::to_string))
         .collect();
     Err(RuntimeError::Config(format!(
         "`{what}` cannot be rebuilt; available: {}",
@@ -114,7 +86,7 @@ pub fn view_named(
     )))
 }
 
-fn index_of(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<String, RuntimeError> {
+fn index_of(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<ViewId, RuntimeError> {
     let found = match stream {
         None => catalog.streams.values().next(),
         Some(name) => catalog.streams.get(name),
@@ -127,9 +99,9 @@ fn index_of(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<Strin
         ));
     };
     let (is_declared, view) = match what {
-        "search" => (found.def.search.is_some(), checkpoints::search(&found.name)),
-        "places" => (found.def.places.is_some(), checkpoints::places(&found.name)),
-        _ => (found.def.count.is_some(), checkpoints::counts(&found.name)),
+        "search" => (found.def.search.is_some(), ViewId::search(&found.name)),
+        "places" => (found.def.places.is_some(), ViewId::places(&found.name)),
+        _ => (found.def.count.is_some(), ViewId::counts(&found.name)),
     };
     if is_declared {
         Ok(view)
@@ -143,28 +115,28 @@ fn index_of(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<Strin
 }
 
 /// Tables other than windows' that can be rebuilt: all but `raw`.
-fn rebuildable_tables(catalog: &Catalog) -> Vec<String> {
-    let mut names: Vec<String> = catalog.entities.iter().map(|e| e.name.clone()).collect();
+fn rebuildable_tables(catalog: &Catalog) -> Vec<TableId> {
+    let entities = catalog.entities.iter();
+    let mut tables: Vec<TableId> = entities.map(|e| TableId::entity(&e.name)).collect();
     for stream in catalog.streams.values() {
-        names.push(stream.name.clone());
-        names.extend(stream.session().map(|_| tables::sessions(&stream.name)));
-        let has_windows = catalog.windows.iter().any(|w| w.input == stream.name);
-        names.extend(has_windows.then(|| tables::late(&stream.name)));
+        let name = &stream.name;
+        tables.push(TableId::stream(name));
+        tables.extend(stream.session().map(|_| TableId::sessions(name)));
+        let has_windows = catalog.windows.iter().any(|w| w.input == *name);
+        tables.extend(has_windows.then(|| TableId::late(name)));
     }
-    names.push(checkpoints::DEAD_LETTERS.into());
-    names
+    tables.push(TableId::DeadLetters);
+    tables
 }
 
 /// The view that is rebuilt together with this one: a search index stores the rows of its stream's
 /// table.
-pub fn dependent_view(catalog: &Catalog, view: &str) -> Option<String> {
-    let is_of_table =
-        |stream: &&Arc<Stream>| of_table(&stream.name) == view && stream.def.search.is_some();
-    catalog
-        .streams
-        .values()
-        .find(is_of_table)
-        .map(|stream| checkpoints::search(&stream.name))
+pub fn dependent_view(catalog: &Catalog, view: &ViewId) -> Option<ViewId> {
+    let ViewId::Lake(TableId::Stream(name)) = view else {
+        return None;
+    };
+    let stream = catalog.streams.get(&**name)?;
+    stream.def.search.is_some().then(|| ViewId::search(name))
 }
 
 #[cfg(test)]
@@ -203,17 +175,16 @@ mod tests {
         let catalog = catalog();
         let all = "a b|hours minutes others|";
         for (view, needed) in [
-            ("lake/a", "a||"),
-            ("lake/b", "b||"),
-            ("search/a", "a||"),
-            ("lake/a.sessions", "a||"),
-            ("lake/a.keys", "a||a.keys"),
-            ("lake/dead_letters", all),
-            ("lake/a.late", all),
+            (TableId::stream("a").view(), "a||"),
+            (TableId::stream("b").view(), "b||"),
+            (ViewId::search("a"), "a||"),
+            (TableId::sessions("a").view(), "a||"),
+            (TableId::entity("a.keys").view(), "a||a.keys"),
+            (TableId::DeadLetters.view(), all),
+            (TableId::late("a").view(), all),
             // It emits more rows where another window reads it.
-            ("lake/weir.minutes", "a|hours minutes|"),
+            (TableId::window("minutes").view(), "a|hours minutes|"),
         ] {
-            let view = view.replace("weir.minutes", &tables::versions_of("minutes"));
             let declared = minimal_declarations(&catalog, &view);
             let join = |names: Vec<&str>| names.join(" ");
             let found = [
@@ -223,22 +194,21 @@ mod tests {
             ];
             assert_eq!(found.join("|"), needed, "{view}");
         }
-        let hours = minimal_declarations(&catalog, &of_table(&tables::versions_of("hours")));
+        let hours = minimal_declarations(&catalog, &TableId::window("hours").view());
         assert!(hours.windows.contains_key("minutes") && hours.windows.contains_key("hours"));
     }
 
     #[test]
     fn a_name_means_one_view() {
         let catalog = catalog();
-        let minutes = of_table(&tables::versions_of("minutes"));
         for (what, stream, view) in [
-            ("search", None, "search/a"),
-            ("search", Some("a"), "search/a"),
-            ("a.sessions", None, "lake/a.sessions"),
-            ("a.late", None, "lake/a.late"),
-            ("a.keys", None, "lake/a.keys"),
-            ("dead_letters", None, "lake/dead_letters"),
-            ("minutes", None, minutes.as_str()),
+            ("search", None, ViewId::search("a")),
+            ("search", Some("a"), ViewId::search("a")),
+            ("a.sessions", None, TableId::sessions("a").view()),
+            ("a.late", None, TableId::late("a").view()),
+            ("a.keys", None, TableId::entity("a.keys").view()),
+            ("dead_letters", None, TableId::DeadLetters.view()),
+            ("minutes", None, TableId::window("minutes").view()),
         ] {
             assert_eq!(view_named(&catalog, what, stream).expect("named"), view);
         }
@@ -253,9 +223,9 @@ mod tests {
             assert!(error.to_string().contains(message), "{what}: {error}");
         }
         assert_eq!(
-            dependent_view(&catalog, "lake/a").as_deref(),
-            Some("search/a")
+            dependent_view(&catalog, &TableId::stream("a").view()),
+            Some(ViewId::search("a"))
         );
-        assert_eq!(dependent_view(&catalog, "lake/b"), None);
+        assert_eq!(dependent_view(&catalog, &TableId::stream("b").view()), None);
     }
 }

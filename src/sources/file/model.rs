@@ -124,10 +124,10 @@ mod tests {
             let own = operators
                 .partitions()
                 .iter()
-                .filter(|((source, _), _)| source == SOURCE);
+                .filter(|(id, _)| &*id.source == SOURCE);
             (
                 lines,
-                own.map(|((_, partition), state)| (partition.clone(), state.clone()))
+                own.map(|(id, state)| (id.partition.to_string(), state.clone()))
                     .collect(),
             )
         }

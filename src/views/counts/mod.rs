@@ -21,7 +21,8 @@ use redb::{ReadOnlyTable, ReadableTable, TableDefinition};
 use super::state_store::{StateStore, copy_table, open_table};
 use super::{Cursor, LogIdentity, StreamView, View, ViewError};
 use crate::event::{Lsn, MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, bucket};
-use crate::operators::{StreamRows, checkpoints};
+use crate::ids::ViewId;
+use crate::operators::StreamRows;
 use crate::schema::Stream;
 
 /// Key: hour since 1970 (big-endian, sign flipped), then the group's text. Value: see [`encode`].
@@ -487,7 +488,7 @@ impl CountsView {
         let committed = counts.checkpoint(log)?;
         counts.set_applied(committed);
         counts.write().committed = committed;
-        let cursor = Cursor::new(checkpoints::counts(&stream.name), committed);
+        let cursor = Cursor::new(ViewId::counts(&stream.name), committed);
         Ok(Self {
             counts,
             stream,

@@ -30,7 +30,8 @@ use object_store::{
 use parquet::arrow::async_reader::AsyncFileReader;
 
 use super::files::FileEntry;
-use super::{LakeError, RowOrigin, TableSpec};
+use super::{LakeError, TableSpec};
+use crate::ids::TableId;
 
 /// Bytes under one checksum: a reader of a few rows reads the whole block once.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -251,19 +252,15 @@ impl CheckedFile {
 
 /// How to repair a damaged file of the table.
 fn remedy(spec: &TableSpec, file: &FileEntry) -> String {
-    // A window is rebuilt by its own name.
-    let is_window = matches!(spec.feed, RowOrigin::Derived(_)) && !spec.name.contains('.');
-    let name = spec
-        .name
-        .strip_suffix("_versions")
-        .filter(|_| is_window)
-        .unwrap_or(&spec.name);
-    match spec.feed {
-        RowOrigin::Raw => format!(
+    match &spec.id {
+        TableId::Raw => format!(
             "only it has the records {} to {}: restore it from a backup",
             file.min_lsn, file.max_lsn
         ),
-        _ => format!("`weir rebuild {name}` rebuilds the table from `raw` and the log"),
+        id => format!(
+            "`weir rebuild {}` rebuilds the table from `raw` and the log",
+            id.rebuild_name()
+        ),
     }
 }
 

@@ -216,7 +216,7 @@ fn has_room_for(job: &Job, free: Option<u64>) -> bool {
 
 /// Does one merge; returns the number of files that it wrote.
 fn merge(table: &Arc<LakeTable>, job: &Job, memory: usize) -> Result<usize, ViewError> {
-    let view = || format!("lake/{}", table.spec.name);
+    let view = || table.spec.id.view();
     let bucket = job.files.first().map_or(0, |f| f.bucket);
     let now_ms = crate::clock::wall_clock_ms();
     // In a runtime of its own, whose threads end with it, so that its memory returns to the system.

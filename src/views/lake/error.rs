@@ -4,6 +4,7 @@
 //! distinguished from the rest by its variant: the process ends with another exit code.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -170,16 +171,16 @@ impl<T, E: Into<FileError>> AtPath<T> for Result<T, E> {
 
 /// Makes an error that of a view.
 pub(super) trait InView<T> {
-    fn in_view(self, view: impl Into<String>) -> Result<T, ViewError>;
+    fn in_view(self, view: impl fmt::Display) -> Result<T, ViewError>;
 
     /// Of the view whose table is in this folder.
     fn in_folder(self, folder: &Path) -> Result<T, ViewError>;
 }
 
 impl<T, E: Into<LakeError>> InView<T> for Result<T, E> {
-    fn in_view(self, view: impl Into<String>) -> Result<T, ViewError> {
+    fn in_view(self, view: impl fmt::Display) -> Result<T, ViewError> {
         self.map_err(|error| ViewError::Lake {
-            view: view.into(),
+            view: view.to_string(),
             source: Box::new(error.into()),
         })
     }

@@ -5,26 +5,26 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use super::memtable::UnflushedRows;
-use super::{LakeError, LakeTable, RowOrigin, unflushed_batches};
+use super::{LakeError, LakeTable, unflushed_batches};
 use crate::event::Lsn;
+use crate::ids::TableId;
 use crate::operators::Output;
 
 impl LakeTable {
     /// The rows that an output adds, in the order of their LSNs; `None` for `raw` and dead letters,
     /// which cannot be followed live.
     pub fn rows_of<'a>(&self, output: &'a Output) -> Option<&'a RecordBatch> {
-        match &self.spec.feed {
-            RowOrigin::Stream(name) => output
+        match &self.spec.id {
+            TableId::Stream(name) => output
                 .rows
                 .as_ref()
-                .filter(|rows| rows.stream.name == *name)
+                .filter(|rows| rows.stream.name == **name)
                 .map(|rows| &rows.batch),
-            RowOrigin::Derived(name) => output
-                .tables
-                .iter()
-                .find(|table| *table.table == **name)
-                .map(|table| &table.batch),
-            RowOrigin::Raw | RowOrigin::DeadLetters => None,
+            TableId::Sessions(_) | TableId::Late(_) | TableId::Window(_) | TableId::Entity(_) => {
+                let derived = output.tables.iter().find(|t| t.table == self.spec.id);
+                derived.map(|table| &table.batch)
+            }
+            TableId::Raw | TableId::DeadLetters => None,
         }
     }
 

@@ -51,7 +51,7 @@ pub use change::Change;
 pub use error::LakeError;
 use memtable::UnflushedRows;
 pub use row_class::{PerClass, RowClass};
-pub use spec::{RowOrigin, TableSpec};
+pub use spec::TableSpec;
 pub use table::LakeTable;
 pub use view::{CommitPolicy, LakeView, Pool};
 

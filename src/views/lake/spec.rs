@@ -6,13 +6,15 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::RowClass;
-use crate::operators::checkpoints;
+use crate::ids::{CheckpointId, TableId};
 use crate::schema::{Entity, Layout, Stream, types};
 
 /// A lake table's content, columns and folder.
 #[derive(Debug, Clone)]
 pub struct TableSpec {
-    /// Its name in SQL.
+    /// Which table it is, and so which part of the operators' output it stores.
+    pub id: TableId,
+    /// The text of `id`: its name in SQL.
     pub name: String,
     /// Its folder.
     pub root: PathBuf,
@@ -24,55 +26,34 @@ pub struct TableSpec {
     pub layout: Layout,
     /// The key columns of a table in hash buckets, which has the newest row of each key.
     pub keys: Vec<usize>,
-    /// The rows that it stores.
-    pub feed: RowOrigin,
-}
-
-/// Which part of the operators' output a table stores.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RowOrigin {
-    /// The rows of a stream.
-    Stream(String),
-    /// A table that operators derive: sessions, windows, entities, rows too late for their windows.
-    Derived(String),
-    /// Rejected records.
-    DeadLetters,
-    /// All records, as they arrived.
-    Raw,
 }
 
 impl TableSpec {
-    /// The table of a stream, in its folder below the lake's.
-    pub fn stream(lake: &Path, stream: &Stream, layout: Layout) -> Self {
+    /// A table, partitioned by the time in its second column.
+    pub fn new(lake: &Path, id: TableId, schema: SchemaRef, layout: Layout) -> Self {
+        let name = id.to_string();
         Self {
-            name: stream.name.clone(),
-            root: folder(lake, &stream.name),
-            schema: stream.table_schema.clone(),
-            time_column: 1,
-            layout,
-            keys: Vec::new(),
-            feed: RowOrigin::Stream(stream.name.clone()),
-        }
-    }
-
-    /// A table that operators derive, partitioned by the time in its second column.
-    pub fn derived(lake: &Path, name: &str, schema: SchemaRef, layout: Layout) -> Self {
-        Self {
-            name: name.to_owned(),
-            root: folder(lake, name),
+            root: folder(lake, &name),
+            id,
+            name,
             schema,
             time_column: 1,
             layout,
             keys: Vec::new(),
-            feed: RowOrigin::Derived(name.to_owned()),
         }
+    }
+
+    pub fn stream(lake: &Path, stream: &Stream, layout: Layout) -> Self {
+        let id = TableId::stream(&stream.name);
+        Self::new(lake, id, stream.table_schema.clone(), layout)
     }
 
     /// An entity table: the newest row of each key.
     pub fn entity(lake: &Path, entity: &Entity) -> Self {
+        let id = TableId::entity(&entity.name);
         Self {
             keys: entity.keys.clone(),
-            ..Self::derived(lake, &entity.name, entity.schema.clone(), Layout::Buckets)
+            ..Self::new(lake, id, entity.schema.clone(), Layout::Buckets)
         }
     }
 
@@ -90,16 +71,12 @@ impl TableSpec {
             Field::new("partition", DataType::Utf8, true),
             Field::new("attributes", DataType::Utf8, true),
         ];
-        let name = "dead_letters";
-        Self {
-            name: name.into(),
-            root: folder(lake, name),
-            schema: Arc::new(Schema::new(fields)),
-            time_column: 1,
+        Self::new(
+            lake,
+            TableId::DeadLetters,
+            Arc::new(Schema::new(fields)),
             layout,
-            keys: Vec::new(),
-            feed: RowOrigin::DeadLetters,
-        }
+        )
     }
 
     /// The table `raw`.
@@ -115,34 +92,21 @@ impl TableSpec {
             Field::new("attributes", DataType::Utf8, true),
             Field::new("bytes", DataType::Binary, true),
         ];
-        let name = "raw";
-        Self {
-            name: name.into(),
-            root: folder(lake, name),
-            schema: Arc::new(Schema::new(fields)),
-            time_column: 1,
-            layout,
-            keys: Vec::new(),
-            feed: RowOrigin::Raw,
-        }
+        Self::new(lake, TableId::Raw, Arc::new(Schema::new(fields)), layout)
     }
 
     /// The classes that its rows may have.
     pub(super) fn classes(&self) -> &'static [RowClass] {
-        match self.feed {
-            RowOrigin::Stream(_) => &RowClass::ALL,
+        match self.id {
+            TableId::Stream(_) => &RowClass::ALL,
             _ => &[RowClass::Recent],
         }
     }
 
-    /// Names of its checkpoints in snapshots: of recent rows, and of late ones where it has them.
-    pub(super) fn checkpoint_names(&self) -> (String, Option<String>) {
-        match &self.feed {
-            RowOrigin::Stream(name) => (checkpoints::recent(name), Some(checkpoints::old(name))),
-            RowOrigin::Derived(name) => (checkpoints::recent(name), None),
-            RowOrigin::DeadLetters => (checkpoints::DEAD_LETTERS.into(), None),
-            RowOrigin::Raw => (checkpoints::RAW.into(), None),
-        }
+    /// Its checkpoints: of recent rows, and of late ones where it has them.
+    pub(super) fn checkpoint_ids(&self) -> (CheckpointId, Option<CheckpointId>) {
+        let late = matches!(self.id, TableId::Stream(_)).then(|| CheckpointId::old(&self.id));
+        (CheckpointId::recent(&self.id), late)
     }
 }
 

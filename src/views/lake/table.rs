@@ -25,6 +25,7 @@ use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
 use super::{LakeError, PerClass, RowClass, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
+use crate::ids::CheckpointId;
 use crate::schema::Layout;
 use crate::schema::entity::newest;
 use crate::views::{LogIdentity, ViewError};
@@ -392,7 +393,7 @@ impl LakeTable {
     pub fn files_lsn(&self) -> Lsn {
         let delta = self.lock_delta();
         let committed = delta.committed;
-        match (&self.app_ids.files, self.spec.checkpoint_names().1) {
+        match (&self.app_ids.files, self.spec.checkpoint_ids().1) {
             (Some(_), _) => delta.files_lsn,
             (None, Some(_)) => committed.recent.min(committed.late),
             (None, None) => committed.recent,
@@ -406,12 +407,12 @@ impl LakeTable {
         Ok(delta.committed)
     }
 
-    /// Committed checkpoints by the names that snapshots use.
-    pub fn checkpoints(&self) -> Vec<(String, Lsn)> {
+    /// Committed checkpoints.
+    pub fn checkpoints(&self) -> Vec<(CheckpointId, Lsn)> {
         let committed = self.committed();
-        let (recent, late) = self.spec.checkpoint_names();
+        let (recent, late) = self.spec.checkpoint_ids();
         let mut checkpoints = vec![(recent, committed.recent)];
-        checkpoints.extend(late.map(|name| (name, committed.late)));
+        checkpoints.extend(late.map(|id| (id, committed.late)));
         checkpoints
     }
 

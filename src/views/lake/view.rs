@@ -22,8 +22,9 @@ use super::files::{self, Attempt};
 use super::memtable::UnflushedRows;
 use super::raw::{self, RawFrame};
 use super::row_attributes::message_attributes;
-use super::{Change, LakeError, LakeTable, PerClass, RowClass, RowOrigin, TableSpec};
+use super::{Change, LakeError, LakeTable, PerClass, RowClass, TableSpec};
 use crate::event::{Lsn, Micros};
+use crate::ids::{CheckpointId, TableId, ViewId};
 use crate::operators::{Output, StreamRows};
 use crate::schema::Layout;
 use crate::views::{View, ViewError};
@@ -101,7 +102,7 @@ struct OutputRows {
 pub struct LakeView {
     table: Arc<LakeTable>,
     policy: CommitPolicy,
-    name: String,
+    id: ViewId,
     /// In memory, everything up to here is applied.
     applied: PerClass<Lsn>,
     unflushed: PerClass<UnflushedSize>,
@@ -133,11 +134,11 @@ impl LakeView {
     /// A view that continues at the table's checkpoints.
     pub fn new(table: Arc<LakeTable>, policy: CommitPolicy) -> Self {
         let applied = table.committed();
-        let name = format!("lake/{}", table.spec.name);
+        let id = table.spec.id.view();
         let view = Self {
             table,
             policy,
-            name,
+            id,
             applied,
             unflushed: PerClass::default(),
             flush: None,
@@ -174,7 +175,7 @@ impl LakeView {
             return Ok(());
         }
         let compacted = self.table.compact_in_memory();
-        let (rows, bytes) = compacted.in_view(&self.name)?;
+        let (rows, bytes) = compacted.in_view(&self.id)?;
         self.compact_at_rows = next_compaction(self.unflushed.recent.rows, rows);
         self.uncompacted_rows = 0;
         let unflushed = &mut self.unflushed.recent;
@@ -225,7 +226,7 @@ impl LakeView {
         let all = parts.len();
         if class == RowClass::Late {
             let fitting = parts_within_limit(&self.table.spec, &parts);
-            parts.truncate(fitting.in_view(&self.name)?);
+            parts.truncate(fitting.in_view(&self.id)?);
         }
         // All of them reach what is applied; some of them their last row.
         let last = parts.last().map_or(0, |part| part.last_lsn());
@@ -247,9 +248,9 @@ impl LakeView {
             _ => write_files(&table, &parts, class),
         };
         let files = std::thread::Builder::new()
-            .name(format!("{}/files", self.name))
+            .name(format!("{}/files", self.id))
             .spawn(write)
-            .in_view(&self.name)?;
+            .in_view(&self.id)?;
         self.flush = Some(Flush {
             class,
             parts: flushed,
@@ -271,14 +272,14 @@ impl LakeView {
             .files
             .join()
             .unwrap_or_else(|_| Err(LakeError::WriterPanicked("the thread")));
-        let mut written = written.in_view(&self.name)?;
+        let mut written = written.in_view(&self.id)?;
         self.merge = written.merge.take();
         if parts == 0 && !written.is_some() {
             // A step of a merge, whose files no version names yet.
             return Ok(());
         }
         tracing::debug!(
-            view = self.name,
+            view = %self.id,
             class = class.name(),
             files = written.add.len(),
             to,
@@ -307,8 +308,8 @@ impl LakeView {
             recent: rows,
             ..OutputRows::default()
         };
-        match &spec.feed {
-            RowOrigin::Raw => {
+        match &spec.id {
+            TableId::Raw => {
                 let above = self.applied.recent.max(output.after);
                 let frame = || {
                     UnflushedRows::Frame(RawFrame {
@@ -318,12 +319,12 @@ impl LakeView {
                 };
                 Ok(recent((output.to > above).then(frame)))
             }
-            RowOrigin::DeadLetters => {
+            TableId::DeadLetters => {
                 let rows = dead_letter_rows(output, self.applied.recent, &spec.schema)?;
                 Ok(recent(rows.map(UnflushedRows::Rows)))
             }
-            RowOrigin::Derived(name) => {
-                let Some(derived) = output.tables.iter().find(|t| *t.table == **name) else {
+            TableId::Sessions(_) | TableId::Late(_) | TableId::Window(_) | TableId::Entity(_) => {
+                let Some(derived) = output.tables.iter().find(|t| t.table == spec.id) else {
                     return Ok(OutputRows::default());
                 };
                 let above = self.applied.recent as i64;
@@ -336,8 +337,8 @@ impl LakeView {
                     ..recent(rows)
                 })
             }
-            RowOrigin::Stream(name) => {
-                let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == *name) else {
+            TableId::Stream(name) => {
+                let Some(rows) = output.rows.as_ref().filter(|r| r.stream.name == **name) else {
                     return Ok(OutputRows::default());
                 };
                 let of_class = |class| rows_of_class(rows, class, self.applied[class]);
@@ -386,8 +387,8 @@ fn next_compaction(rows_before: usize, rows_after: usize) -> usize {
 }
 
 impl View for LakeView {
-    fn name(&self) -> &str {
-        &self.name
+    fn id(&self) -> &ViewId {
+        &self.id
     }
 
     fn applied(&self) -> Lsn {
@@ -396,7 +397,7 @@ impl View for LakeView {
         applied.unwrap_or(self.applied.recent)
     }
 
-    fn checkpoints(&self) -> Vec<(String, Lsn)> {
+    fn checkpoints(&self) -> Vec<(CheckpointId, Lsn)> {
         self.table.checkpoints()
     }
 
@@ -409,7 +410,7 @@ impl View for LakeView {
         if output.to <= self.applied() {
             return Ok(());
         }
-        let rows = self.rows_of(output).in_view(&self.name)?;
+        let rows = self.rows_of(output).in_view(&self.id)?;
         let recent = rows.recent.as_ref();
         let (new_rows, bytes) = recent.map_or((0, 0), |r| (r.rows(), r.memory_bytes()));
         self.unflushed.recent.add(new_rows, bytes, now);
@@ -418,7 +419,7 @@ impl View for LakeView {
             self.unflushed.late.add(rows, bytes, now);
         }
         self.applied = self.applied.map(|a| a.max(output.to));
-        let floor = output.retention_floors.get(&self.table.spec.name).copied();
+        let floor = output.retention_floors.get(&self.table.spec.id).copied();
         let floor = rows.floor.max(floor);
         self.table.push(rows.recent, rows.late, output.to, floor);
         if new_rows > 0 {
@@ -525,7 +526,7 @@ fn write_files(
     let spec = &table.spec;
     let attempt = Attempt::new(spec);
     let now_ms = crate::clock::wall_clock_ms();
-    let add = if spec.feed == RowOrigin::Raw {
+    let add = if spec.id == TableId::Raw {
         raw::write_frames(spec, &attempt, parts, now_ms)?
     } else {
         let batches = parts

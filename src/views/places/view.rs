@@ -10,7 +10,8 @@ use super::venue::{
 };
 use super::{Places, State, VenueObservation};
 use crate::event::{Lsn, MICROS_PER_DAY, Micros, bucket};
-use crate::operators::{StreamRows, checkpoints};
+use crate::ids::ViewId;
+use crate::operators::StreamRows;
 use crate::schema::Stream;
 use crate::views::{Cursor, LogIdentity, StreamView, ViewError};
 use arrow::array::{
@@ -135,7 +136,7 @@ impl PlacesView {
         let committed = places.checkpoint(log)?;
         places.set_applied(committed);
         places.write().committed = committed;
-        let cursor = Cursor::new(checkpoints::places(&stream.name), committed);
+        let cursor = Cursor::new(ViewId::places(&stream.name), committed);
         Ok(Self {
             places,
             stream,

@@ -27,7 +27,8 @@ use tantivy::indexer::{IndexWriterOptions, LogMergePolicy, UserOperation};
 
 use super::{Cause, Cursor, LogIdentity, StreamView, ViewError};
 use crate::event::Lsn;
-use crate::operators::{StreamRows, checkpoints};
+use crate::ids::ViewId;
+use crate::operators::StreamRows;
 use crate::schema::Stream;
 use crate::storage::sync_folder;
 use document::{Backlog, Columns, Row};
@@ -107,7 +108,7 @@ impl SearchView {
         index.sync_folders()?;
         let committed = index.checkpoint(log)?;
         index.set_visible(committed);
-        let cursor = Cursor::new(checkpoints::search(&stream.name), committed);
+        let cursor = Cursor::new(ViewId::search(&stream.name), committed);
         // The rest is for merges, which read segments from the disk and take little.
         let memory = (memory / 4 * 3).max(MIN_MEMORY_BYTES);
         Ok(Self {
@@ -124,7 +125,7 @@ impl SearchView {
     }
 
     fn failed(&self, error: impl Into<Cause>) -> ViewError {
-        ViewError::failed(self.cursor.name())(error)
+        ViewError::failed(self.cursor.view().to_string())(error)
     }
 
     /// Removes the files of a failed commit, if a new writer can be opened.

@@ -87,11 +87,11 @@ mod tests {
             let partitions = operators
                 .partitions()
                 .iter()
-                .filter(|((source, _), _)| source == "in");
+                .filter(|(id, _)| &*id.source == "in");
             (
                 frames,
                 partitions
-                    .map(|((_, partition), state)| (partition.clone(), state.clone()))
+                    .map(|(id, state)| (id.partition.to_string(), state.clone()))
                     .collect(),
             )
         }

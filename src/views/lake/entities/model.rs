@@ -19,13 +19,14 @@ use tokio::runtime::Runtime;
 use super::leaves::{leaves, places};
 use super::scan::EntitySnapshot;
 use super::*;
+use crate::ids::TableId;
 use crate::schema::{Layout, types};
 use crate::views::LogIdentity;
 use crate::views::lake::compact::GRACE;
 use crate::views::lake::files::read;
 use crate::views::lake::memtable::UnflushedRows;
 use crate::views::lake::provider::lake_url;
-use crate::views::lake::{RowClass, RowOrigin, TableSpec};
+use crate::views::lake::{RowClass, TableSpec};
 
 /// LSN, version, key, value.
 type Row = (i64, i64, i64, i64);
@@ -75,13 +76,13 @@ fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTa
         Field::new("key", key, true),
     ];
     let spec = TableSpec {
+        id: TableId::entity("things"),
         name: "things".into(),
         root: folder.path().join("things"),
         schema: Arc::new(Schema::new(fields)),
         time_column: 1,
         layout: Layout::Buckets,
         keys: vec![4],
-        feed: RowOrigin::Derived("things".into()),
     };
     let log = LogIdentity {
         instance: 0,
