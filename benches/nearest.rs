@@ -67,7 +67,7 @@ fn fill(folder: &std::path::Path) -> Arc<Places> {
         LogIdentity {
             instance: 0,
             id: 1,
-            zero: 0,
+            start_lsn: 0,
         },
     )
     .expect("opens");

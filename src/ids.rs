@@ -242,7 +242,7 @@ impl CheckpointId {
     }
 
     /// Of a stream's late rows.
-    pub fn old(table: &TableId) -> Self {
+    pub fn late(table: &TableId) -> Self {
         Self(format!("{table}/old").into())
     }
 }
@@ -354,7 +354,7 @@ mod tests {
             CheckpointId::recent(&TableId::Raw),
             CheckpointId::recent(&TableId::DeadLetters),
             CheckpointId::recent(&TableId::stream("a")),
-            CheckpointId::old(&TableId::stream("a")),
+            CheckpointId::late(&TableId::stream("a")),
             CheckpointId::from(&ViewId::search("a")),
             CheckpointId::from(&ViewId::Lake(TableId::late("a"))),
         ];
@@ -389,7 +389,7 @@ mod tests {
         assert_eq!(text, r#"{"a.sessions":7,"raw":5}"#);
         let read: BTreeMap<TableId, i32> = serde_json::from_str(&text).expect("reads");
         assert_eq!(read, floors);
-        let checkpoint = CheckpointId::old(&TableId::stream("a"));
+        let checkpoint = CheckpointId::late(&TableId::stream("a"));
         let text = serde_json::to_string(&BTreeMap::from([(checkpoint.clone(), 7)]));
         assert_eq!(text.expect("plain"), r#"{"a/old":7}"#);
         let read: BTreeMap<CheckpointId, i32> =

@@ -27,7 +27,7 @@ fn options(folder: PathBuf) -> WalOptions {
     WalOptions {
         folder,
         instance: 0,
-        zero: 0,
+        start_lsn: 0,
         segment_bytes: 4096,
         budget: None,
         reserved_disk_bytes: 0,

@@ -264,7 +264,7 @@ fn create_commit_and_reopen(
     let log = LogIdentity {
         instance: 0,
         id: 7,
-        zero: 0,
+        start_lsn: 0,
     };
     let context = FolderContext::new(config, folder, runtime.handle());
     let open = || views::open(&context, &catalog, log, true).map_err(|e| e.to_string());

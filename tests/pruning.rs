@@ -260,7 +260,7 @@ impl Tables {
         let log = LogIdentity {
             instance: 0,
             id: 1,
-            zero: 0,
+            start_lsn: 0,
         };
         let table = LakeTable::open(spec.clone(), log, runtime.handle().clone(), true);
         let table = Arc::new(table.expect("opens").expect("writable"));

@@ -173,7 +173,7 @@ fn shorten_raw(folder: &TestFolder, before: u64) -> u64 {
     let log = LogIdentity {
         instance: 0,
         id,
-        zero: 0,
+        start_lsn: 0,
     };
     let table = LakeTable::open(spec, log, runtime.handle().clone(), true)
         .expect("raw opens")
@@ -504,7 +504,7 @@ fn write_raw(
     let log = LogIdentity {
         instance: 0,
         id: 1,
-        zero: 0,
+        start_lsn: 0,
     };
     let spec = TableSpec::raw(folder, Layout::Hours);
     let table = LakeTable::open(spec, log, runtime.clone(), true)

@@ -42,7 +42,7 @@ fn options(folder: PathBuf, budget: Option<u64>) -> WalOptions {
     WalOptions {
         folder,
         instance: 0,
-        zero: 0,
+        start_lsn: 0,
         segment_bytes: SEGMENT,
         budget,
         reserved_disk_bytes: 0,

@@ -86,7 +86,7 @@ fn three_hundred_thousand_snapshots_during_commits_and_merges_have_every_row_onc
     let log = LogIdentity {
         instance: 0,
         id: 1,
-        zero: 0,
+        start_lsn: 0,
     };
     let spec = TableSpec::raw(folder.path(), Layout::Hours);
     let table = LakeTable::open(spec, log, runtime.handle().clone(), true)
@@ -225,7 +225,7 @@ const MINUTE: i64 = 60_000_000;
 const ORIGIN: LogIdentity = LogIdentity {
     instance: 0,
     id: 1,
-    zero: 0,
+    start_lsn: 0,
 };
 
 const CALLS: &str = include_str!("../testdata/calls.toml");

@@ -148,7 +148,7 @@ fn parts(
     restart: &Arc<AtomicBool>,
 ) -> Result<Parts, RuntimeError> {
     Ok(Parts {
-        answers: running.queries.clone(),
+        queries: running.queries.clone(),
         readiness: running.readiness(),
         metrics: metrics.clone(),
         live: running.live(),

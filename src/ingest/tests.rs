@@ -15,7 +15,7 @@ fn wal(folder: &std::path::Path) -> Wal {
     let options = WalOptions {
         folder: folder.to_owned(),
         instance: 0,
-        zero: 0,
+        start_lsn: 0,
         segment_bytes: 1 << 20,
         budget: None,
         reserved_disk_bytes: 0,

@@ -731,7 +731,7 @@ impl Operators {
                 .insert(CheckpointId::recent(&table), lsn);
         }
         if let Some(lsn) = last(true) {
-            self.emitted_through.insert(CheckpointId::old(&table), lsn);
+            self.emitted_through.insert(CheckpointId::late(&table), lsn);
         }
         let Some(lsn) = lsns.last().map(|l| *l as u64) else {
             return;

@@ -82,7 +82,7 @@ impl Operators {
             TableId::Late(_) => {}
             TableId::Raw | TableId::DeadLetters => return,
         }
-        for checkpoint in [CheckpointId::recent(table), CheckpointId::old(table)] {
+        for checkpoint in [CheckpointId::recent(table), CheckpointId::late(table)] {
             if let Some(lsn) = from.emitted_through.get(&checkpoint) {
                 self.emitted_through.insert(checkpoint, *lsn);
             }

@@ -88,7 +88,7 @@ impl FolderContext {
         LogIdentity {
             instance: self.config.instance,
             id,
-            zero: self.start_lsn(),
+            start_lsn: self.start_lsn(),
         }
     }
 
@@ -145,7 +145,7 @@ fn wal_options(config: &Config, folder: &DataDir) -> WalOptions {
     WalOptions {
         folder: folder.log(),
         instance: config.instance,
-        zero: lsn_zero(config.instance),
+        start_lsn: lsn_zero(config.instance),
         segment_bytes: config.log.segment,
         budget: Some(config.log.budget),
         reserved_disk_bytes: reserve::bytes_of(config),
@@ -154,7 +154,7 @@ fn wal_options(config: &Config, folder: &DataDir) -> WalOptions {
 
 pub(super) fn peek(config: &Config, folder: &DataDir) -> Result<Recovered, RuntimeError> {
     let options = wal_options(config, folder);
-    Ok(Wal::peek(&Disk, &options, options.zero)?)
+    Ok(Wal::peek(&Disk, &options, options.start_lsn)?)
 }
 
 pub(super) fn snapshots(config: &Config, folder: &DataDir) -> Snapshots {

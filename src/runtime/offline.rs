@@ -79,7 +79,7 @@ impl Offline {
         progress.set_synced(end);
         progress.set_operators(&newest);
         handles.raise_floors(&newest.retention_floors());
-        show_checkpoints(&opened, &newest, log.zero);
+        show_checkpoints(&opened, &newest, log.start_lsn);
         let base = complete_up_to(&opened, &newest, &snapshots)?;
         let open_at = newest.lsn();
         progress.attach_operators(Arc::new(Mutex::new(newest)));

@@ -72,7 +72,7 @@ fn invalid() -> GetSocialError {
 
 /// The stream that the API serves: the first that counts by [`TYPE_COLUMN`].
 fn stream(app: &App) -> Result<String, GetSocialError> {
-    let mut streams = app.0.parts.answers.handles.catalog.streams.values();
+    let mut streams = app.0.parts.queries.handles.catalog.streams.values();
     let found = streams.find(|s| s.def.count.as_ref().is_some_and(|c| c.kind == TYPE_COLUMN));
     let none = || {
         GetSocialError(
@@ -125,7 +125,7 @@ async fn count_answer(app: &App, params: &Params) -> Result<Value, GetSocialErro
         ("to".to_owned(), rfc3339(to)),
         ("duplicates".to_owned(), "true".to_owned()),
     ]);
-    let count = app.0.parts.answers.count(&request).await?.into_value()?;
+    let count = app.0.parts.queries.count(&request).await?.into_value()?;
     Ok(Value::Object(answer(count["count"].clone())))
 }
 
@@ -186,8 +186,8 @@ async fn events_answer(app: &App, params: &Params) -> Result<SpooledAnswer, GetS
         conditions.join(" and "),
         PAGE_EVENTS + 1
     );
-    let page = app.0.parts.answers.sql(&query).await?;
-    let spools = app.0.parts.answers.spools.clone();
+    let page = app.0.parts.queries.sql(&query).await?;
+    let spools = app.0.parts.queries.spools.clone();
     let written = tokio::task::spawn_blocking(move || write_events(&page, &spools)).await;
     Ok(written.map_err(|e| QueryError::Failed(e.to_string()))??)
 }

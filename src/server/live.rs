@@ -49,7 +49,7 @@ pub async fn live(
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let id = requested_table(&app, &params)?;
-    let table = app.0.parts.answers.handles.tables.get(&id);
+    let table = app.0.parts.queries.handles.tables.get(&id);
     let table =
         table.ok_or_else(|| QueryError::NotFound(format!("the table `{id}` does not exist")))?;
     let visible = table.applied();
@@ -66,7 +66,7 @@ pub async fn live(
         .get("last-event-id")
         .and_then(|v| v.to_str().ok())
         .and_then(row_of);
-    let synced = app.0.parts.answers.handles.progress.synced_lsn();
+    let synced = app.0.parts.queries.handles.progress.synced_lsn();
     // A row that this log does not have yet is one of another log.
     let is_foreign = last_event_id.is_some_and(|row| row.lsn > synced);
     let is_last = |row: RowId| !params.contains_key("window") || row.ordinal == MAX_ORDINAL;
@@ -94,7 +94,7 @@ pub async fn live(
 
 /// The table of the requested stream or window.
 fn requested_table(app: &App, params: &BTreeMap<String, String>) -> Result<TableId, QueryError> {
-    let handles = &app.0.parts.answers.handles;
+    let handles = &app.0.parts.queries.handles;
     match params.get("window") {
         Some(window) => {
             let missing = || QueryError::NotFound(format!("the window `{window}` does not exist"));
@@ -114,7 +114,7 @@ async fn next_events(
     table: &TableId,
     mut cursor: Cursor,
 ) -> Option<(Vec<Event>, Cursor)> {
-    let table = app.0.parts.answers.handles.tables.get(table)?;
+    let table = app.0.parts.queries.handles.tables.get(table)?;
     loop {
         if table.applied() > cursor.lsn() {
             let (live, table_read) = (app.0.parts.live.clone(), table.clone());

@@ -62,7 +62,7 @@ pub const FOLDER_KEY: &str = "weir-folder-key";
 /// What a server needs of the process.
 pub struct Parts {
     /// Answers queries on the views.
-    pub answers: QueryService,
+    pub queries: QueryService,
     /// Why the process is not ready, if it is not.
     pub readiness: Arc<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>,
     /// Renders the process's metrics.

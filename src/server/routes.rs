@@ -89,7 +89,7 @@ const MAX_QUERY_ID_BYTES: usize = 128;
     ("by" = Option<String>, Query), ("from" = Option<String>, Query), ("to" = Option<String>, Query), ("duplicates" = Option<bool>, Query)),
     responses((status = 200, description = "{count, groups, as_of}"), (status = 400), (status = 404)))]
 pub async fn count(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
-    Ok(respond(JSON, app.0.parts.answers.count(&params).await?))
+    Ok(respond(JSON, app.0.parts.queries.count(&params).await?))
 }
 
 /// Full-text search for events.
@@ -98,7 +98,7 @@ pub async fn count(State(app): State<App>, Query(params): Params) -> Result<Resp
     ("near" = Option<String>, Query), ("within" = Option<String>, Query), ("after" = Option<String>, Query)),
     responses((status = 200, description = "{hits, total, next, as_of}"), (status = 400), (status = 404)))]
 pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
-    Ok(respond(JSON, app.0.parts.answers.search(&params).await?))
+    Ok(respond(JSON, app.0.parts.queries.search(&params).await?))
 }
 
 /// The venues nearest to a place.
@@ -106,7 +106,7 @@ pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Res
     ("limit" = Option<usize>, Query), ("within" = Option<String>, Query)),
     responses((status = 200, description = "{venues, as_of}"), (status = 400), (status = 404)))]
 pub async fn nearby(State(app): State<App>, Query(params): Params) -> Result<Response, ApiError> {
-    Ok(respond(JSON, app.0.parts.answers.nearby(&params).await?))
+    Ok(respond(JSON, app.0.parts.queries.nearby(&params).await?))
 }
 
 /// Rows of a window, the latest first, including open windows.
@@ -119,13 +119,13 @@ pub async fn windows(
     Query(mut params): Params,
 ) -> Result<Response, ApiError> {
     params.insert("name".into(), name);
-    Ok(respond(JSON, app.0.parts.answers.windows(&params).await?))
+    Ok(respond(JSON, app.0.parts.queries.windows(&params).await?))
 }
 
 /// Progress of the log and the views.
 #[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "{synced_lsn, streams, views, gaps}")))]
 pub async fn status(State(app): State<App>) -> Json<Value> {
-    Json(app.0.parts.answers.status())
+    Json(app.0.parts.queries.status())
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -183,10 +183,10 @@ pub async fn sql(
         }
     };
     let answer = tokio::select! {
-        answer = app.0.parts.answers.ask(client.asker, &request.sql) => answer?,
+        answer = app.0.parts.queries.ask(client.asker, &request.sql) => answer?,
         () = ended => return Err(conflict("the query was ended by its id".into())),
     };
-    let whole = app.0.parts.answers.write(answer, format).await?;
+    let whole = app.0.parts.queries.write(answer, format).await?;
     Ok(respond(format.media_type(), whole))
 }
 
@@ -327,7 +327,7 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
             "try again when they have ended",
         ));
     };
-    let queries = app.0.parts.answers.clone();
+    let queries = app.0.parts.queries.clone();
     let turn = app.0.retry_turn.clone();
     let retry = Retry {
         clock: queries.clock.clone(),
@@ -361,14 +361,14 @@ pub async fn install_rebuilt(
 ) -> Result<Response, ApiError> {
     let request: RebuildRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(e.to_string(), "this is for `weir rebuild`"))?;
-    if request.configuration != app.0.parts.answers.handles.catalog.id.to_string() {
+    if request.configuration != app.0.parts.queries.handles.catalog.id.to_string() {
         let message = "the views were rebuilt under another configuration than the server's; they are installed when the server is started with that one";
         let hint = "stop the server and start it again";
         return Err(ApiError::conflict(message, hint));
     }
     if !rebuild::has_waiting(
         &app.0.parts.backup.folder,
-        app.0.parts.answers.handles.catalog.id,
+        app.0.parts.queries.handles.catalog.id,
     ) {
         return Err(ApiError::bad_request(
             "no rebuilt view is ready to be installed",

@@ -50,7 +50,7 @@ pub struct LogIdentity {
     /// Random, drawn when the log was created.
     pub id: u64,
     /// The LSN before the log's first record.
-    pub zero: Lsn,
+    pub start_lsn: Lsn,
 }
 
 /// The error of a library or of the disk.

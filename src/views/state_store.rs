@@ -251,7 +251,7 @@ impl StateStore {
         let classify = classify(&self.path);
         let table = match self.read()?.open_table(META) {
             Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(log.zero),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(log.start_lsn),
             Err(e) => return Err(classify(e.into())),
         };
         let get = |key: &str| {
@@ -280,7 +280,7 @@ impl StateStore {
         }
         match (get("log")?, get("checkpoint")?) {
             (Some(found), Some(checkpoint)) if found == log.id => Ok(checkpoint),
-            (None, _) | (_, None) => Ok(log.zero),
+            (None, _) | (_, None) => Ok(log.start_lsn),
             (Some(found), _) => {
                 let reason = format!(
                     "belongs to log {found:x}, this one is {:x}; restore log and views from one backup",

@@ -84,7 +84,7 @@ pub(super) struct LogLocation<'a> {
     pub folder: &'a Path,
     pub instance: u16,
     /// The LSN before the instance's first one.
-    pub zero: u64,
+    pub start_lsn: u64,
 }
 
 /// Lists the segments' first LSNs, oldest first; if `writable`, removes files that a crash left
@@ -304,20 +304,20 @@ pub(super) fn open(
     let LogLocation {
         folder,
         instance,
-        zero,
+        start_lsn,
     } = *location;
     let segments = segments(storage, folder, writable)?;
     let Some(&last) = segments.last() else {
-        if views_at > zero {
+        if views_at > start_lsn {
             return Err(WalError::Missing {
                 path: folder.to_owned(),
-                from: zero + 1,
+                from: start_lsn + 1,
                 to: views_at,
             });
         }
         return Ok(Recovered {
             log_id: 0,
-            last_lsn: zero,
+            last_lsn: start_lsn,
             torn: None,
             last_frame: None,
             segments,

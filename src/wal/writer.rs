@@ -23,7 +23,7 @@ pub struct WalOptions {
     /// The instance whose LSNs the log has: 0 to 1023.
     pub instance: u16,
     /// The LSN before the instance's first one.
-    pub zero: u64,
+    pub start_lsn: u64,
     /// Size of a segment, allocated before use.
     pub segment_bytes: u64,
     /// Maximum size of all segments; the last segment's worth of it is reserved for control frames.
@@ -38,7 +38,7 @@ impl WalOptions {
         LogLocation {
             folder: &self.folder,
             instance: self.instance,
-            zero: self.zero,
+            start_lsn: self.start_lsn,
         }
     }
 }
@@ -123,7 +123,7 @@ impl Wal {
             buffer: Vec::new(),
             next_lsn: recovered.last_lsn + 1,
             synced_lsn: recovered.last_lsn,
-            committed_lsn: options.zero,
+            committed_lsn: options.start_lsn,
             last_frame: recovered.last_frame,
             is_poisoned: false,
             options,

@@ -182,7 +182,7 @@ impl ViewBuild {
     }
 
     fn lacks_beginning(&self) -> bool {
-        self.manifest.first_intact > self.sources.log.zero + 1
+        self.manifest.first_intact > self.sources.log.start_lsn + 1
     }
 
     /// The stream that the view follows from; none for dead letters, which come from all.
@@ -327,7 +327,7 @@ impl ViewBuild {
         let mut operators = if is_saved {
             found
         } else {
-            Operators::new(self.catalog.clone(), self.log().zero)
+            Operators::new(self.catalog.clone(), self.log().start_lsn)
         };
         operators.pin(self.manifest.first_intact);
         Ok((operators, is_saved))

@@ -160,7 +160,7 @@ impl ReplaySources {
 
     /// The first record that still exists, in `raw` or in the log.
     pub fn first(&self) -> Result<Lsn, RuntimeError> {
-        let start_lsn = self.log.zero;
+        let start_lsn = self.log.start_lsn;
         let in_log = match self.log(start_lsn).next(start_lsn + 1) {
             Err(WalError::Missing { to, .. }) => to + 1,
             Ok(_) => start_lsn + 1,

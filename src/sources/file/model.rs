@@ -92,7 +92,7 @@ mod tests {
             WalOptions {
                 folder: self.folder.clone(),
                 instance: 0,
-                zero: 0,
+                start_lsn: 0,
                 segment_bytes: 1 << 22,
                 budget: None,
                 reserved_disk_bytes: 0,

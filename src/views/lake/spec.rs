@@ -105,7 +105,7 @@ impl TableSpec {
 
     /// Its checkpoints: of recent rows, and of late ones where it has them.
     pub(super) fn checkpoint_ids(&self) -> (CheckpointId, Option<CheckpointId>) {
-        let late = matches!(self.id, TableId::Stream(_)).then(|| CheckpointId::old(&self.id));
+        let late = matches!(self.id, TableId::Stream(_)).then(|| CheckpointId::late(&self.id));
         (CheckpointId::recent(&self.id), late)
     }
 }

@@ -283,12 +283,12 @@ impl LakeTable {
         let app_ids = AppIds::new(log, spec.layout);
         let version = TableVersion::read(&spec, delta_log.table(), &app_ids, &runtime)?;
         delta_log.release();
-        let files_lsn = version.files_lsn.unwrap_or(log.zero);
-        let mut committed = version.committed.map(|lsn| lsn.unwrap_or(log.zero));
+        let files_lsn = version.files_lsn.unwrap_or(log.start_lsn);
+        let mut committed = version.committed.map(|lsn| lsn.unwrap_or(log.start_lsn));
         // A table from before there were levels has its files' checkpoint only.
         committed.recent = committed.recent.max(files_lsn);
         let is_empty = version.files.is_empty() && version.levels.is_empty();
-        if committed == PerClass::both(log.zero) && !is_empty {
+        if committed == PerClass::both(log.start_lsn) && !is_empty {
             return Err(other_log_error(spec.root, log));
         }
         let state = TableState {

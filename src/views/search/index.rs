@@ -171,7 +171,7 @@ impl SearchIndex {
             }
             return Ok(payload.checkpoint);
         }
-        Ok(log.zero)
+        Ok(log.start_lsn)
     }
 
     /// The newest index, the one that is written to, and its number.

@@ -306,7 +306,7 @@ search = { text = ["note"] }
     const LOG: LogIdentity = LogIdentity {
         instance: 0,
         id: 7,
-        zero: 0,
+        start_lsn: 0,
     };
 
     /// A view of notes in a folder, and the output of one record each.

@@ -59,7 +59,7 @@ mod tests {
             let options = WalOptions {
                 folder: self.path("log"),
                 instance: 0,
-                zero: 0,
+                start_lsn: 0,
                 segment_bytes: 1 << 22,
                 budget: None,
                 reserved_disk_bytes: 0,

@@ -87,7 +87,7 @@ fn open(folder: &TempDir, runtime: &Runtime, keys: Keys, sizes: Sizes) -> LakeTa
     let log = LogIdentity {
         instance: 0,
         id: 7,
-        zero: 0,
+        start_lsn: 0,
     };
     let mut table = LakeTable::open(spec, log, runtime.handle().clone(), true)
         .expect("opened")
