@@ -91,12 +91,20 @@ pub fn parse_time(text: &str, now: i64) -> Result<i64, ParseUnitError> {
     let text = text.trim();
     if let Some(rest) = text.strip_prefix("now") {
         let rest = rest.trim();
-        return match rest.split_at_checked(1) {
-            None => Ok(now),
-            Some(("-", d)) => parse_duration(d).map(|d| now - d.as_micros() as i64),
-            Some(("+", d)) => parse_duration(d).map(|d| now + d.as_micros() as i64),
-            Some(_) => Err(ParseUnitError::RelativeTime(text.to_owned())),
+        if rest.is_empty() {
+            return Ok(now);
+        }
+        let relative = || ParseUnitError::RelativeTime(text.to_owned());
+        let (sign, duration) = if let Some(duration) = rest.strip_prefix('-') {
+            (-1, duration)
+        } else {
+            (1, rest.strip_prefix('+').ok_or_else(relative)?)
         };
+        let micros = i64::try_from(parse_duration(duration)?.as_micros());
+        return micros
+            .ok()
+            .and_then(|micros| now.checked_add(sign * micros))
+            .ok_or_else(relative);
     }
     if let Ok(ms) = text.parse::<i64>() {
         return ms
@@ -252,6 +260,9 @@ mod tests {
         assert_eq!(parse_time("now-15m", 900_000_001), Ok(1));
         assert_eq!(parse_time("now", 7), Ok(7));
         for (text, reason) in [
+            // A minus sign of typography.
+            ("now\u{2212}15m", "write `now`, or for example `now-15m`"),
+            ("now-106751992d", "write `now`, or for example `now-15m`"),
             (
                 "yesterday-ish",
                 "write RFC 3339 (2016-06-10T01:00:00Z), a date, epoch milliseconds, or now-15m",
