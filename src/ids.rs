@@ -34,7 +34,9 @@ const VERSIONS: &str = "_versions";
 /// matched on: `Catalog::table_id` has the kind.
 #[derive(Debug, Clone)]
 pub enum TableId {
+    /// Every record as it arrived.
     Raw,
+    /// Rejected records with their reasons.
     DeadLetters,
     /// By the name of the stream.
     Stream(Name),
@@ -159,6 +161,7 @@ impl Eq for TableId {}
 pub enum ViewId {
     /// By the name of the stream.
     Counts(Name),
+    /// The view that writes a table.
     Lake(TableId),
     /// By the name of the stream.
     Places(Name),
@@ -272,6 +275,7 @@ impl fmt::Display for CheckpointId {
 /// What a source reads in order: a file, a socket. The pair is its identity; it has no text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartitionId {
+    /// The name of the source in the configuration; `http` for POSTs.
     pub source: Name,
     /// Unique within the source.
     pub partition: Name,

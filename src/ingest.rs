@@ -98,6 +98,7 @@ impl Submission {
 
 /// Why a submission was rejected. Nothing of it is stored, except perhaps after `Unknown`.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum IngestError {
     /// Too much is in flight to the log; returned only to a caller that does not wait.
     #[error("the queue of {limit} {unit} is full; try again in a second")]

@@ -13,6 +13,7 @@ const ATTRIBUTE: &str = "kafka";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MessageMetadata {
+    /// None for a message without one.
     #[serde(with = "optional_bytes", skip_serializing_if = "Option::is_none")]
     pub key: Option<Vec<u8>>,
     /// In the message's order; a name may occur more than once.
@@ -31,6 +32,7 @@ pub struct MessageMetadata {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tombstone {
+    /// A dead letter, whose reason says that the value is missing.
     #[default]
     DeadLetter,
     /// A row whose columns of the schema are null.
@@ -40,6 +42,7 @@ pub enum Tombstone {
 }
 
 impl Tombstone {
+    /// In the order of their numbers in the log.
     pub const ALL: [Self; 3] = [Self::DeadLetter, Self::Row, Self::Skip];
 
     /// The word in a configuration.

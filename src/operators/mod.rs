@@ -71,6 +71,7 @@ const MAX_GAPS: usize = 10_000;
 
 /// Why a frame cannot be applied: the log and this program disagree, which ends the process.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum OperatorError {
     /// Its bytes are not records, or a control frame's payload is not the JSON that it must be.
     #[error("record {lsn}: the stored frame cannot be read: {reason}")]

@@ -63,6 +63,7 @@ impl StreamRows {
 /// Rows of a derived table: sessions, windows, late rows, entities.
 #[derive(Debug, Clone)]
 pub struct TableRows {
+    /// Which table they belong to.
     pub table: TableId,
     /// In the table's schema without partition columns; LSNs ascend.
     pub batch: RecordBatch,

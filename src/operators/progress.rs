@@ -74,7 +74,9 @@ pub struct WindowProgress {
 /// A partition of a stream, whose silence can move the stream's watermark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaitingPartition {
+    /// The stream that its records belong to.
     pub stream: Name,
+    /// Its source, and its name there.
     pub id: PartitionId,
     /// Number of its records so far.
     pub seen: u64,

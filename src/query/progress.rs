@@ -89,9 +89,7 @@ impl PipelineProgress {
             return Ok(None);
         };
         let operators = operators.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = operators
-            .open_rows(table)
-            .map_err(|e| QueryError::Failed(e.to_string()))?;
+        let rows = operators.open_rows(table).map_err(QueryError::Failed)?;
         Ok(Some((operators.lsn(), rows)))
     }
 

@@ -58,6 +58,7 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a view stopped.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ViewError {
     /// Worth a retry from the last commit: a full disk, a lost race.
     #[error("{view}: {source}")]

@@ -74,6 +74,7 @@ impl Inner {
 
 /// The ring's answer to a view.
 pub enum Next {
+    /// The next one above the view's LSN.
     Output(Arc<Output>),
     /// Nothing above the view's LSN came before the timeout.
     Idle,

@@ -332,7 +332,7 @@ impl WindowState {
         match &mut self.kind {
             WindowKind::Fixed(windows) => windows.fire_all(shared, lsn, status)?,
             WindowKind::Session(sessions) => {
-                sessions.close(shared, Micros::MAX / 4, lsn, status)?
+                sessions.close(shared, Micros::MAX / 4, lsn, status)?;
             }
         }
         self.take_output().map(|output| output.stored)

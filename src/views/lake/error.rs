@@ -22,6 +22,10 @@ use crate::wal::DamagedFrame;
 
 /// Why a table could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the messages say what each field is, the types whose errors are passed on"
+)]
 pub enum LakeError {
     /// At one file or folder.
     #[error("{path}: {source}")]

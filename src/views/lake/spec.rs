@@ -43,6 +43,7 @@ impl TableSpec {
         }
     }
 
+    /// The table of a stream's events.
     pub fn stream(lake: &Path, stream: &Stream, layout: Layout) -> Self {
         let id = TableId::stream(&stream.name);
         Self::new(lake, id, stream.table_schema.clone(), layout)

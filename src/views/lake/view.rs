@@ -32,8 +32,9 @@ use crate::views::{View, ViewError};
 /// When unflushed rows are committed.
 #[derive(Debug, Clone)]
 pub struct CommitPolicy {
-    /// The age of the oldest row at which recent rows are due, and late ones.
+    /// The age of the oldest row at which recent rows are due.
     pub recent_every: Duration,
+    /// The same for late rows.
     pub late_every: Duration,
     /// Unflushed rows of a class that make it due.
     pub rows: usize,
