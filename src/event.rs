@@ -116,6 +116,11 @@ pub struct SourceHealth {
     pub waiting: std::collections::BTreeMap<String, String>,
     /// Number of all partitions that wait.
     pub waiting_total: usize,
+    /// Number of those among them that do not continue by themselves.
+    pub halted_total: usize,
+    /// Records that partitions have and the source has not taken, where it knows; at most a
+    /// thousand partitions.
+    pub lag: std::collections::BTreeMap<String, u64>,
 }
 
 /// A source's health: written by the source, read by the API.

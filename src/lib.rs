@@ -1,5 +1,6 @@
-//! Weir takes live JSON events from files, websockets and HTTP, and keeps a Parquet/Delta lake,
-//! full-text search, counts, a map of venues and SQL over all of it up to date, without losing one.
+//! Weir takes live JSON events from files, Kafka, websockets and HTTP, and keeps a Parquet/Delta
+//! lake, full-text search, counts, a map of venues and SQL over all of it up to date, without losing
+//! one.
 //!
 //! # The problem
 //!
@@ -37,7 +38,7 @@
 //! | frame | unit of the log: records of one source and stream, with attributes and a checksum |
 //! | segment | file of frames; the log is trimmed by whole segments |
 //! | control frame | frame without records: a configuration, a tick, the end of a partition |
-//! | partition, offset | what a source reads in order (a file, a socket), and the place in it |
+//! | partition, offset | what a source reads in order (a file, a socket, a partition of Kafka), and the place in it |
 //! | gap | time in which a source may have lost records, listed in `weir.gaps` |
 //! | dead letter | rejected record, stored with its reason and its bytes |
 //! | event time | the time that a record states; `received_at` is its arrival |
@@ -76,7 +77,7 @@
 //! | `src/config` | the file as typed, checked once into what it means; `src/config/raw.rs` is the file, `src/config/sources.rs`, `src/config/stream.rs` and `src/config/declarations.rs` check it, `src/config/limits.rs` has the table of limits, `src/config/units.rs` reads durations, sizes and times, `src/config/location.rs` points into the text |
 //! | `src/presets` | ready-made stream declarations |
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has their arithmetic, `src/schema/plan_error.rs` locates errors in SQL; Weir's own SQL is in `src/schema/bounds` (limits of statements), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` |
-//! | `src/sources` | files, standard input, websockets; `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records, `src/sources/batcher.rs` puts them into frames; HTTP intake is `src/server/intake.rs` |
+//! | `src/sources` | files, standard input, websockets, Kafka (`src/sources/kafka`); `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records, `src/sources/batcher.rs` puts them into frames; HTTP intake is `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns; `src/decode/reason.rs` has the reasons |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/deferred.rs` holds frames that wait for space |
 //! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` repairs it after a crash |

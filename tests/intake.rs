@@ -207,8 +207,11 @@ fn submit(folder: &TestFolder, requests: &[(&str, Vec<Value>)], times: usize) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let config =
         weir::config::load(Some(&folder.path("weir.toml")), None).expect("a configuration");
-    let mut running =
-        Running::start(&config, Options { once: true }, runtime.handle()).expect("starts");
+    let options = Options {
+        once: true,
+        ..Options::default()
+    };
+    let mut running = Running::start(&config, options, runtime.handle()).expect("starts");
     running.wait_recovered().expect("the log is read");
     let ingest = running.ingest().expect("it takes records in");
     for (key, body) in requests {

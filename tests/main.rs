@@ -11,6 +11,7 @@ mod files;
 mod formats;
 mod full_disk;
 mod intake;
+mod kafka;
 mod live;
 mod local_windows;
 mod log;

@@ -329,10 +329,11 @@ fn texts_use_the_terms_of_the_field() {
 
 #[test]
 fn libraries_are_used_in_their_modules_only() {
-    let modules: [(&str, &[&str]); 6] = [
+    let modules: [(&str, &[&str]); 7] = [
         ("deltalake", &["views/lake/"]),
         ("tantivy", &["views/search/", "query/search/"]),
         ("axum", &["server/"]),
+        ("rdkafka", &["sources/kafka/"]),
         ("redb", &["views/"]),
         ("rstar", &["views/places/"]),
         (

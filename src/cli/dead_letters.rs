@@ -51,7 +51,14 @@ fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
             runtime.block_on(server.post("dead-letters/retry", &serde_json::json!(question)))?
         }
         None => {
-            let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
+            let mut running = Running::start(
+                &config,
+                Options {
+                    once: true,
+                    ..Options::default()
+                },
+                runtime.handle(),
+            )?;
             let result = running
                 .wait_recovered()
                 .and_then(|()| runtime.block_on(running.retry()?.run(question)));

@@ -14,7 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::generator::{Generator, Settings};
 use crate::ids::ViewId;
-use crate::runtime::{Running, RuntimeError};
+use crate::runtime::{Options, Running, RuntimeError};
 use crate::server::upstream::Upstream;
 
 /// Records per second.
@@ -52,7 +52,13 @@ impl Demo {
         });
         eprintln!("{}", crate::generator::demo_welcome(self.port));
         let mut line = StatusLine::default();
-        let result = serve::serve(&config, &listener, &runtime, |running| line.show(running));
+        let result = serve::serve(
+            &config,
+            &listener,
+            &runtime,
+            Options::default(),
+            |running| line.show(running),
+        );
         stop.store(true, Ordering::Release);
         let _ = generator.join();
         line.end();

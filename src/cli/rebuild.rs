@@ -151,7 +151,14 @@ fn report_progress(name: &str, done: Lsn, all: Lsn, time: Duration) {
 
 /// Installs what is ready in a stopped folder, by a start that ingests nothing.
 fn install(config: &Config, runtime: &tokio::runtime::Handle) -> Result<(), RuntimeError> {
-    let mut running = Running::start(config, Options { once: true }, runtime)?;
+    let mut running = Running::start(
+        config,
+        Options {
+            once: true,
+            ..Options::default()
+        },
+        runtime,
+    )?;
     running.wait_recovered()?;
     running.stop()
 }

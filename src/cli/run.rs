@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
+use crate::config::{Config, SourceKind};
 use crate::operators::{StreamProgress, Totals};
 use crate::query::Handles;
 use crate::runtime::data_dir::DataDir;
@@ -23,24 +24,33 @@ pub struct Run {
     /// With --once: close all windows and sessions at the end, as if no more records could come.
     #[arg(long = "final", requires = "once")]
     is_final: bool,
+    /// A partition of Kafka that has halted because the broker lacks the records at its position:
+    /// it continues with the first record that the broker has, and a gap names the lost offsets.
+    #[arg(long, value_name = "TOPIC/NUMBER")]
+    accept_reset: Vec<String>,
 }
 
 impl Run {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load_file()?;
+        self.check_resets(&config)?;
+        let options = Options {
+            once: self.once,
+            accepted_resets: self.accept_reset.iter().cloned().collect(),
+        };
         let runtime = tokio_runtime()?;
         if !self.once {
             // A folder in use is reported before a port in use.
             drop(DataDir::create(&config.data)?.lock()?);
             let listener = serve::bind(&config)?;
-            let served = serve::serve(&config, &listener, &runtime, |_| {});
+            let served = serve::serve(&config, &listener, &runtime, options, |_| {});
             // Do not wait for a body that is being decoded, or for a backup.
             runtime.shutdown_timeout(serve::SHUTDOWN_TIMEOUT);
             return served;
         }
         let signal = crate::runtime::stop_signal(&runtime);
         let started = Instant::now();
-        let mut running = Running::start(&config, Options { once: true }, runtime.handle())?;
+        let mut running = Running::start(&config, options, runtime.handle())?;
         while !running.resume(&config)? && !running.has_failed() && !signal.is_finished() {
             std::thread::sleep(RESUME_POLL);
         }
@@ -72,6 +82,29 @@ impl Run {
             .iter()
             .for_each(|note| eprintln!("{}", note.text));
         Ok(())
+    }
+
+    /// A reset is accepted for one partition that a source reads, by its name.
+    fn check_resets(&self, config: &Config) -> Result<(), RuntimeError> {
+        let has_kafka = config
+            .sources
+            .iter()
+            .any(|source| matches!(source.kind, SourceKind::Kafka(_)));
+        let is_name = |name: &str| {
+            name.rsplit_once('/').is_some_and(|(topic, number)| {
+                !topic.is_empty() && number.parse::<i32>().is_ok_and(|number| number >= 0)
+            })
+        };
+        match self.accept_reset.iter().find(|name| !is_name(name)) {
+            Some(name) => Err(RuntimeError::Config(format!(
+                "--accept-reset {name}: write the partition as `weir status` does, for example orders/3"
+            ))),
+            None if !self.accept_reset.is_empty() && !has_kafka => Err(RuntimeError::Config(
+                "--accept-reset is for partitions of Kafka, and no source has type = \"kafka\""
+                    .into(),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Whether sources with an end have ended, and the time of the others is over.

@@ -29,11 +29,12 @@ pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
 }
 
 /// Runs until a signal; `tick` is called about every 50 ms. To install rebuilt views, everything
-/// stops and starts again while the port stays open.
+/// stops and starts again while the port stays open; `options` are those of the first start.
 pub fn serve(
     config: &Config,
     listener: &TcpListener,
     runtime: &tokio::runtime::Runtime,
+    mut options: Options,
     mut tick: impl FnMut(&Running),
 ) -> Result<(), RuntimeError> {
     let signal = stop_signal(runtime);
@@ -53,6 +54,7 @@ pub fn serve(
             config,
             own_listener,
             runtime,
+            std::mem::take(&mut options),
             &metrics,
             &is_signalled,
             &mut tick,
@@ -68,11 +70,12 @@ fn serve_once(
     config: &Config,
     listener: TcpListener,
     runtime: &tokio::runtime::Runtime,
+    options: Options,
     metrics: &PrometheusHandle,
     is_signalled: &dyn Fn() -> bool,
     tick: &mut dyn FnMut(&Running),
 ) -> Result<bool, RuntimeError> {
-    let mut running = start(config, runtime)?;
+    let mut running = start(config, options, runtime)?;
     let http = listener
         .local_addr()
         .map_err(|e| RuntimeError::Failed(e.to_string()))?;
@@ -128,9 +131,13 @@ fn serve_once(
 
 /// Opens the data folder, in a thread that ends: the memory that opening takes and frees returns to
 /// the system with it.
-fn start(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<Running, RuntimeError> {
+fn start(
+    config: &Config,
+    options: Options,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<Running, RuntimeError> {
     std::thread::scope(|scope| {
-        let opening = scope.spawn(|| Running::start(config, Options::default(), runtime.handle()));
+        let opening = scope.spawn(|| Running::start(config, options, runtime.handle()));
         opening.join().unwrap_or_else(|_| {
             Err(RuntimeError::Failed(
                 "opening the data folder panicked".into(),

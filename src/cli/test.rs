@@ -63,7 +63,7 @@ fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8
         config
             .sources
             .iter()
-            .filter(|source| source.stream == stream.name)
+            .filter(|source| source.feeds(&stream.name))
     };
     let own_source = sources().find(|source| reads_file(source, path));
     let unwrap = match own_source {
@@ -87,7 +87,7 @@ fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8
 fn order(source: &Source) -> Option<ReadOrder> {
     match &source.kind {
         SourceKind::File(def) => Some(def.order),
-        SourceKind::WebSocket { .. } => None,
+        SourceKind::WebSocket { .. } | SourceKind::Kafka(_) => None,
     }
 }
 

@@ -62,11 +62,9 @@ pub struct SystemTable {
     pub retention: Option<Span>,
 }
 
-/// One of `[[sources]]`. The keys of Kafka are accepted so that its refusal names the type, not a
-/// key.
+/// One of `[[sources]]`, with the keys of every type.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "keys of Kafka, which is not built yet")]
 pub struct Source {
     pub name: String,
     #[serde(rename = "type")]
@@ -84,5 +82,17 @@ pub struct Source {
     pub pattern: Option<String>,
     pub group: Option<String>,
     pub from: Option<String>,
-    pub security: Option<toml::Table>,
+    pub tombstone: Option<String>,
+    pub security: Option<Security>,
+}
+
+/// How a source connects to its brokers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Security {
+    pub protocol: String,
+    pub mechanism: Option<String>,
+    pub user: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::error::ConfigError;
 use super::file::{self, FileDef};
+use super::kafka::{self, KafkaDef, KafkaKeyError};
 use super::location::SourceText;
 use super::raw;
 use super::stream::Declarations;
@@ -22,9 +23,9 @@ pub(super) enum InvalidSource {
     EmptyUnwrap,
     #[error("url = \"{0}\": write ws://… or wss://…")]
     Url(String),
-    #[error("type = \"kafka\" is not built yet")]
-    NotBuilt,
-    #[error("type = \"{0}\": write \"file\" or \"websocket\"")]
+    #[error(transparent)]
+    Kafka(#[from] KafkaKeyError),
+    #[error("type = \"{0}\": write \"file\", \"websocket\" or \"kafka\"")]
     UnknownType(String),
     #[error("`{key}`: {error}")]
     Glob {
@@ -59,7 +60,7 @@ const ORDER_IS_FOR: &str = "order = \"event_time\" is for one file that is compl
 pub struct Source {
     /// Unique; never `http`, the source of the server's intake.
     pub name: String,
-    /// The declared stream that its records belong to.
+    /// The stream of its records; of several, which only Kafka has, the first.
     pub stream: String,
     /// What it reads.
     pub kind: SourceKind,
@@ -77,6 +78,18 @@ pub enum SourceKind {
         /// `ws://…` or `wss://…`.
         url: String,
     },
+    /// Topics of a Kafka cluster.
+    Kafka(KafkaDef),
+}
+
+impl Source {
+    /// Whether records of the source may belong to this stream.
+    pub fn feeds(&self, stream: &str) -> bool {
+        match &self.kind {
+            SourceKind::Kafka(def) => def.topics.streams().contains(stream),
+            SourceKind::File(_) | SourceKind::WebSocket { .. } => self.stream == stream,
+        }
+    }
 }
 
 /// The sources of a file whose folder is `base`, to which their paths are relative.
@@ -106,11 +119,20 @@ fn source(
     base: &Path,
     declared: &Declarations,
 ) -> Result<Source, InvalidSource> {
-    let kind = kind(typed, base)?;
+    let kind = kind(typed, base, declared)?;
     if !matches!(kind, SourceKind::File(_)) {
         file::check_no_keys(typed)?;
     }
-    let stream = stream(typed, declared)?;
+    let stream = match &kind {
+        SourceKind::Kafka(def) => {
+            let first = def.topics.streams().first().copied();
+            first.unwrap_or_default().to_owned()
+        }
+        SourceKind::File(_) | SourceKind::WebSocket { .. } => {
+            kafka::check_no_keys(typed)?;
+            stream(typed, declared)?
+        }
+    };
     if typed.unwrap.as_deref() == Some("") {
         return Err(InvalidSource::EmptyUnwrap);
     }
@@ -126,7 +148,11 @@ fn required(value: Option<&String>, key: &'static str) -> Result<String, Invalid
     value.cloned().ok_or(InvalidSource::MissingKey(key))
 }
 
-fn kind(typed: &raw::Source, base: &Path) -> Result<SourceKind, InvalidSource> {
+fn kind(
+    typed: &raw::Source,
+    base: &Path,
+    declared: &Declarations,
+) -> Result<SourceKind, InvalidSource> {
     match typed.kind.as_str() {
         "file" => {
             let path = required(typed.path.as_ref(), "path")?;
@@ -144,7 +170,10 @@ fn kind(typed: &raw::Source, base: &Path) -> Result<SourceKind, InvalidSource> {
             }
             Ok(SourceKind::WebSocket { url })
         }
-        "kafka" => Err(InvalidSource::NotBuilt),
+        "kafka" => {
+            let is_declared = |stream: &str| declared.streams.contains_key(stream);
+            Ok(SourceKind::Kafka(kafka::def(typed, base, is_declared)?))
+        }
         other => Err(InvalidSource::UnknownType(other.to_owned())),
     }
 }

@@ -387,7 +387,13 @@ impl Operators {
             }
             Kind::Configuration if self.pinned_from.is_some() => {}
             Kind::Configuration => output.tables = self.apply_configuration(frame)?,
-            Kind::Gap => self.record_gap(&payload(frame)?),
+            Kind::Gap => {
+                // A pull source lacks offsets, and continues after them.
+                if frame.attributes.next_offset.is_some() {
+                    self.record_partition(frame);
+                }
+                self.record_gap(&payload(frame)?);
+            }
             Kind::PartitionEnd => {
                 self.record_partition(frame);
                 self.end_partition(frame);

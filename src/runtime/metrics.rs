@@ -43,6 +43,11 @@ pub(super) fn publish(
             metrics::gauge!("weir_source_state", "source" => name.clone(), "state" => state.name())
                 .set(f64::from(u8::from(health.state == state)));
         }
+        for (partition, lag) in &health.lag {
+            let (source, partition) = (name.clone(), partition.clone());
+            metrics::gauge!("weir_source_lag_records", "source" => source, "partition" => partition)
+                .set(*lag as f64);
+        }
         metrics::gauge!("weir_source_waiting", "source" => name).set(health.waiting_total as f64);
     }
     for (name, window) in progress.windows() {

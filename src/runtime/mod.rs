@@ -31,6 +31,7 @@ mod startup;
 mod trial;
 pub mod views;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,10 +64,13 @@ use readiness::Readiness;
 use shutdown::{Callers, Ending, SourceThread, Stopped};
 
 /// How to run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Read what the sources have now, commit and end.
     pub once: bool,
+    /// Partitions, as sources name them, that continue although the records at their position are
+    /// gone.
+    pub accepted_resets: BTreeSet<String>,
 }
 
 /// A data folder at work.
@@ -155,7 +159,7 @@ impl Running {
             panics: Panics::default(),
             _lock: lock,
         };
-        if !options.once {
+        if !running.options.once {
             let maintenance = running.maintenance(config);
             running.maintenance =
                 Some(maintenance.start(running.stop.clone(), running.panics.watch()));

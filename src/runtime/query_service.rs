@@ -258,6 +258,7 @@ impl QueryService {
                     "state": health.state.name(),
                     "reason": health.reason,
                     "waiting": health.waiting_total,
+                    "lag": (!health.lag.is_empty()).then(|| health.lag.values().sum::<u64>()),
                     "files": health.waiting.iter().take(MAX_STATUS_FILES).map(|(path, reason)| json!({"path": path, "reason": reason})).collect::<Vec<_>>(),
                 })
             })

@@ -60,6 +60,11 @@ fn source_note(name: &str, health: &SourceHealth) -> Result<Option<String>, Stri
     match health.state {
         SourceState::Halted => Err(describe()),
         SourceState::Waiting => Ok(Some(describe())),
+        SourceState::Running | SourceState::Ended if health.halted_total > 0 => Ok(Some(format!(
+            "source `{name}`: {} partitions have halted, the others are read: {}",
+            health.halted_total,
+            health.reason.as_deref().unwrap_or_default()
+        ))),
         SourceState::Running | SourceState::Ended => Ok((health.waiting_total > 0)
             .then(|| format!("source `{name}`: {} files wait", health.waiting_total))),
     }
@@ -82,6 +87,16 @@ mod tests {
         assert_eq!(
             note(SourceState::Ended, 2),
             Ok(Some("source `s`: 2 files wait".into()))
+        );
+        let halted = SourceHealth {
+            halted_total: 1,
+            ..health(SourceState::Running, 1)
+        };
+        assert_eq!(
+            source_note("s", &halted),
+            Ok(Some(
+                "source `s`: 1 partitions have halted, the others are read: gone".into()
+            ))
         );
         let described = |state: SourceState| format!("source `s` {}: gone", state.name());
         assert_eq!(

@@ -15,6 +15,9 @@ use crate::ingest::IngestError;
 use crate::sources::{self, SourceError};
 use crate::threads::panic_if_asked;
 
+/// All sources of Kafka together use this part of the queues' share of the memory.
+const QUEUES_PART: usize = 4;
+
 /// The name of the source of POSTs.
 const HTTP: &str = "http";
 
@@ -29,11 +32,12 @@ impl Running {
         let mut connected =
             Connected::from([(HTTP.to_owned(), Arc::new(AtomicBool::new(is_serving)))]);
         let mut healths = BTreeMap::new();
+        let fetch_bytes = fetch_bytes(config);
         for (position, source) in config.sources.iter().enumerate() {
             let context = self.source_context(config, position, resume)?;
             connected.insert(source.name.clone(), context.is_connected.clone());
             healths.insert(source.name.clone(), context.health.clone());
-            let thread = self.start_source(source, context);
+            let thread = self.start_source(source, context, fetch_bytes);
             self.sources.push((source.name.clone(), thread));
         }
         self.handles.progress.set_sources(healths);
@@ -84,14 +88,19 @@ impl Running {
         &self,
         source: &Source,
         context: sources::Context,
+        fetch_bytes: usize,
     ) -> JoinHandle<Result<(), SourceError>> {
         let (kind, clock, watch) = (source.kind.clone(), self.clock.clone(), self.panics.watch());
+        let kafka = sources::kafka::Settings {
+            fetch_bytes,
+            accepted_resets: self.options.accepted_resets.clone(),
+        };
         std::thread::Builder::new()
             .name(format!("source/{}", source.name))
             .spawn(move || {
                 let _watch = watch;
                 panic_if_asked(&format!("source/{}", context.name));
-                report_halt(&context, run(&kind, &context, &*clock))
+                report_halt(&context, run(&kind, &context, kafka, &*clock))
             })
             .expect("the system can start a thread")
     }
@@ -100,13 +109,23 @@ impl Running {
 fn run(
     kind: &SourceKind,
     context: &sources::Context,
+    kafka: sources::kafka::Settings,
     clock: &dyn Clock,
 ) -> Result<(), SourceError> {
     match kind {
         SourceKind::File(def) if def.is_stdin() => sources::stdin::run(context, clock),
         SourceKind::File(def) => sources::file::run(context, def, clock),
         SourceKind::WebSocket { url } => sources::websocket::run(context, url, clock),
+        SourceKind::Kafka(def) => sources::kafka::run(context, def, kafka, clock),
     }
+}
+
+/// Memory in which one source of Kafka fetches ahead: all of them together have a part of the
+/// queues' share.
+fn fetch_bytes(config: &Config) -> usize {
+    let is_kafka = |source: &&Source| matches!(source.kind, SourceKind::Kafka(_));
+    let sources = config.sources.iter().filter(is_kafka).count();
+    config.limits.shares().queues / QUEUES_PART / sources.max(1)
 }
 
 /// Publishes why a source ended early, if it did.

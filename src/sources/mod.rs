@@ -1,10 +1,11 @@
-//! Where bytes enter. A *pull* source (file) is read again from any offset and waits for the views; a
+//! Where bytes enter. A *pull* source (file, Kafka) is read again from any offset and waits for the views; a
 //! *push* source (websocket, standard input, HTTP) cannot be read again. Each guarantees exactly-once
 //! intake, or records what is missing as a gap.
 
 pub(crate) mod batcher;
 pub(crate) mod compression;
 pub(crate) mod file;
+pub(crate) mod kafka;
 pub(crate) mod lines;
 pub(crate) mod message;
 pub(crate) mod stdin;
@@ -72,7 +73,7 @@ pub struct Context {
     pub record_limits: RecordLimits,
     /// Blocks while a view is too far behind; false when that timed out.
     pub wait_for_room: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
-    /// Set while a push source is connected.
+    /// Set while a push source is connected, or a pull source knows that it has read everything.
     pub is_connected: Arc<AtomicBool>,
     /// The member of top-level objects whose elements are the records.
     pub unwrap: Option<String>,
@@ -149,6 +150,9 @@ pub enum SourceError {
     /// What was read before, or in which order, does not fit the file that is to be read.
     #[error("{path}: {reason}")]
     Order { path: String, reason: String },
+    /// The brokers, or the client library, cannot be used.
+    #[error("{brokers}: {reason}")]
+    Kafka { brokers: String, reason: String },
     /// The log does not accept its frames.
     #[error(transparent)]
     Ingest(#[from] crate::ingest::IngestError),

@@ -102,6 +102,7 @@ pub(crate) fn run(context: &Context, def: &FileDef, clock: &dyn Clock) -> Result
             reason: None,
             waiting,
             waiting_total,
+            ..SourceHealth::default()
         });
     }
     result

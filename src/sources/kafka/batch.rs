@@ -1,0 +1,132 @@
+//! Messages of one partition → one frame of the log.
+
+use std::time::{Duration, Instant};
+
+use super::super::batcher::{BatchLimits, RecordBatcher};
+use super::super::{Context, message};
+use crate::bounds::MAX_ELEMENTS;
+use crate::ingest::Submission;
+use crate::wal::{FrameAttributes, Kind};
+
+/// Records and bytes that fill a frame.
+const FRAME_RECORDS: usize = 1_024;
+const FRAME_BYTES: usize = 1 << 20;
+/// How long the first message of a frame waits for others.
+pub(super) const BATCH_DELAY: Duration = Duration::from_millis(50);
+
+/// The records of consecutive messages of a partition, with their offsets.
+pub(super) struct Batch {
+    batcher: RecordBatcher,
+    /// Per record the offset of its message: messages with several records repeat it.
+    offsets: Vec<u64>,
+    /// The offset at which the batch begins, and the one after its last message. There may be
+    /// offsets without a record between them: those of removed records and of transactions.
+    previous_offset: u64,
+    next_offset: u64,
+    bytes: usize,
+    started: Instant,
+}
+
+impl Batch {
+    pub fn new(context: &Context, previous_offset: u64) -> Self {
+        Self {
+            batcher: RecordBatcher::new(BatchLimits {
+                record: context.record_limits,
+                frame_records: FRAME_RECORDS,
+                frame_bytes: FRAME_BYTES,
+            }),
+            offsets: Vec::new(),
+            previous_offset,
+            next_offset: previous_offset,
+            bytes: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Adds a message. Without a payload it is a record without bytes, which the decoder rejects.
+    pub fn push(&mut self, context: &Context, offset: u64, payload: Option<&[u8]>) {
+        let payload = payload.unwrap_or_default();
+        let (batcher, offsets) = (&mut self.batcher, &mut self.offsets);
+        let mut push = |record: &[u8]| {
+            offsets.push(offset);
+            batcher.push(record);
+        };
+        // A message with too many records is one record, which the decoder rejects with this reason,
+        // and so is an empty one.
+        let is_one_record = payload.trim_ascii().is_empty()
+            || context.record_limits.is_exceeded_by(payload.len() as u64)
+            || message::has_more_than(payload, MAX_ELEMENTS);
+        if is_one_record {
+            push(payload);
+        } else {
+            message::each_at(payload, context.unwrap.as_deref(), &mut |_, record| {
+                push(record);
+            });
+        }
+        self.next_offset = offset + 1;
+        self.bytes += payload.len();
+    }
+
+    /// Bytes of its messages.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.batcher.is_full()
+    }
+
+    /// Whether its first message has waited long enough for others.
+    pub fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.started) >= BATCH_DELAY
+    }
+
+    /// The frame, after which the partition continues. Messages that are empty arrays have no
+    /// records: if all are, the frame only moves the partition.
+    pub fn finish(self, context: &Context, stream: &str, partition: &str) -> Submission {
+        if self.batcher.is_empty() {
+            return position_frame(context, stream, partition, self.next_offset);
+        }
+        let frame = self.batcher.finish().into_submission(&context.name, stream);
+        Submission {
+            partition: partition.to_owned(),
+            first_offset: self
+                .offsets
+                .first()
+                .copied()
+                .unwrap_or(self.previous_offset),
+            previous_offset: self.previous_offset,
+            attributes: FrameAttributes {
+                offsets: self.offsets,
+                next_offset: Some(self.next_offset),
+                ..frame.attributes
+            },
+            ..frame
+        }
+    }
+
+    /// The offset after its last message.
+    pub fn next_offset(&self) -> u64 {
+        self.next_offset
+    }
+}
+
+/// A control frame that stores where a partition continues.
+pub(super) fn position_frame(
+    context: &Context,
+    stream: &str,
+    partition: &str,
+    next_offset: u64,
+) -> Submission {
+    Submission {
+        source: context.name.clone(),
+        partition: partition.to_owned(),
+        first_offset: next_offset,
+        previous_offset: next_offset,
+        attributes: FrameAttributes {
+            next_offset: Some(next_offset),
+            ..FrameAttributes::default()
+        },
+        ..Submission::control(Kind::PartitionEnd, stream, b"")
+    }
+}

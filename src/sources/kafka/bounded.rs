@@ -1,0 +1,158 @@
+//! A bounded run: everything that the partitions have when it begins, then it ends. It assigns all
+//! partitions to itself, so that other members of the group do not keep some from it.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::topic_partition_list::Offset;
+
+use super::batch::position_frame;
+use super::client::{Listing, broker_error, list_partitions};
+use super::handoff::PartitionFrame;
+use super::partitions::{Partition, Phase};
+use super::{POLL_INTERVAL, Source, SourceError};
+use crate::event::SourceState;
+
+/// How long brokers that cannot be reached are retried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+/// How long the last commit may take.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Source<'_> {
+    pub(super) fn run_bounded(mut self) -> Result<(), SourceError> {
+        let Some(listing) = self.list()? else {
+            return Ok(());
+        };
+        if let Some(topic) = listing.missing.first() {
+            let reason = format!("the topic `{topic}` does not exist; nothing was read");
+            return Err(broker_error(self.def, &reason));
+        }
+        if listing.partitions.is_empty() {
+            tracing::warn!(source = self.context.name, "no topic matches the pattern");
+        }
+        for name in listing.partitions {
+            if let Some(stream) = self.filter.stream_of(&name.topic) {
+                let id = self.partitions.add(name, stream);
+                self.partitions.get_mut(id).phase = Phase::Starting;
+            }
+        }
+        let (mut progress, mut moved_at) = (self.progress(), Instant::now());
+        while self.is_to_continue() {
+            self.round()?;
+            self.update_positions();
+            if self.is_complete() {
+                return self.finish();
+            }
+            let now = self.progress();
+            if now != progress || self.is_paused {
+                (progress, moved_at) = (now, Instant::now());
+            } else if moved_at.elapsed() >= CONNECT_TIMEOUT {
+                return Err(self.unreachable());
+            }
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// Lists the partitions; none if the source was asked to stop.
+    fn list(&mut self) -> Result<Option<Listing>, SourceError> {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        while self.is_to_continue() {
+            match list_partitions(self.consumer, &self.filter) {
+                Ok(listing) => return Ok(Some(listing)),
+                Err(error) => {
+                    let source = &self.context.name;
+                    tracing::debug!(source, %error, "topics cannot be listed");
+                }
+            }
+            // Reports of errors come by polling.
+            drop(self.consumer.poll(RETRY_DELAY));
+            self.collect_reports();
+            self.publish_health();
+            if Instant::now() >= deadline {
+                return Err(self.unreachable());
+            }
+        }
+        Ok(None)
+    }
+
+    /// Changes whenever a partition begins or advances.
+    fn progress(&self) -> (usize, u64) {
+        let starting = self.partitions.select(|p| p.phase == Phase::Starting).len();
+        let positions = self.partitions.iter().filter_map(Partition::position);
+        (starting, positions.sum())
+    }
+
+    fn unreachable(&self) -> SourceError {
+        let reason = self.connection.describe();
+        let seconds = CONNECT_TIMEOUT.as_secs();
+        let reason = format!("the brokers sent nothing for {seconds} seconds: {reason}");
+        broker_error(self.def, &reason)
+    }
+
+    /// Takes how far the client library has come, which passes markers of transactions at the end
+    /// of a partition, where no record follows them.
+    fn update_positions(&mut self) {
+        let Ok(positions) = self.consumer.position() else {
+            return;
+        };
+        for element in positions.elements() {
+            let id = self.partitions.find(element.topic(), element.partition());
+            if let (Some(id), Offset::Offset(offset)) = (id, element.offset()) {
+                let passed = u64::try_from(offset).unwrap_or(0);
+                self.partitions.get_mut(id).passed = passed;
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.partitions
+            .iter()
+            .all(|partition| match partition.phase {
+                Phase::Reading => partition.has_reached_end(),
+                Phase::Idle | Phase::Halted(_) => true,
+                Phase::Starting | Phase::Revoking => false,
+            })
+    }
+
+    /// Stores everything and where each partition ends, commits, and ends.
+    fn finish(mut self) -> Result<(), SourceError> {
+        self.flush(true);
+        for id in self.partitions.select(|p| p.phase == Phase::Reading) {
+            let partition = self.partitions.get(id);
+            if let Some(offset) = partition.bounded_end() {
+                let (stream, label) = (&partition.stream, &partition.label);
+                let submission = position_frame(self.context, stream, label, offset);
+                self.outbox.push_back(PartitionFrame {
+                    partition: id,
+                    next_offset: offset,
+                    submission,
+                });
+            }
+        }
+        while self.is_to_continue() && !self.outbox.is_empty() {
+            self.hand_over()?;
+            drop(self.consumer.poll(POLL_INTERVAL));
+        }
+        while self.is_to_continue() && !self.handoff.wait_idle(POLL_INTERVAL) {
+            drop(self.consumer.poll(Duration::ZERO));
+        }
+        self.commit_all(COMMIT_TIMEOUT);
+        self.release();
+        self.publish_end();
+        let halted = self.partitions.iter().find_map(|p| match &p.phase {
+            Phase::Halted(reason) => Some(reason.clone()),
+            _ => None,
+        });
+        // Everything else was read; a run that lacks records must not look complete.
+        halted.map_or(Ok(()), |reason| Err(broker_error(self.def, &reason)))
+    }
+
+    fn publish_end(&mut self) {
+        let mut health = self.health();
+        health.state = SourceState::Ended;
+        health.reason = None;
+        self.context.set_health(health);
+    }
+}

@@ -1,0 +1,380 @@
+//! Kafka: topics of a cluster, each record exactly once.
+//!
+//! A partition is named `TOPIC/NUMBER` in the log, and its offsets are Kafka's. Where it continues
+//! is stored with its records, in the log: the offsets committed to the consumer group only show
+//! others how far this source has come, and are never read. A partition whose position the broker
+//! does not have any more halts alone, until `--accept-reset` names it.
+//!
+//! In the order in which data flows: `client` configures the client library, whose reports
+//! `callbacks` collects; `topics` maps topics to streams; `rebalance` takes and returns partitions
+//! and `starts` begins them where `assignment` decides; `batch` puts messages into frames, which
+//! `handoff` passes to the thread that writes them; `commit` commits what is durable; `bounded` is
+//! what a run with an end does differently, `health` what status shows. `partitions` is the state
+//! that all of them work on.
+//!
+//! The thread that polls never waits for the log: while the log takes nothing, fetching is paused
+//! and polling continues, because a consumer that is not polled leaves its group.
+
+mod assignment;
+mod batch;
+mod bounded;
+mod callbacks;
+mod client;
+mod commit;
+mod handoff;
+mod health;
+mod partitions;
+mod rebalance;
+mod starts;
+mod topics;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use rdkafka::Message as _;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+
+use self::batch::{BATCH_DELAY, Batch};
+use self::callbacks::is_of_position;
+use self::client::{Consumer, broker_error};
+use self::handoff::{Handoff, PartitionFrame};
+use self::health::Connection;
+use self::partitions::{PartitionTable, Phase};
+use self::rebalance::Revocation;
+use self::topics::{TopicFilter, TopicPartition};
+use super::{Context, SourceError};
+use crate::clock::Clock;
+use crate::config::KafkaDef;
+
+/// How long an idle poll waits.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Messages taken between two looks at everything else.
+const MAX_MESSAGES_PER_ROUND: usize = 2_000;
+/// Bytes of messages of all partitions that may wait for their frames.
+const MAX_BATCH_BYTES: usize = 4 << 20;
+/// How long a full queue to the writer delays polling before fetching is paused: a pause drops
+/// what was fetched, and is worth it only if the writer waits for the log.
+const HANDOFF_WAIT: Duration = Duration::from_millis(500);
+/// How often topics of a pattern are looked for.
+const TOPICS_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a source that stops waits for the writer, for its last commit, and for the broker.
+const STOP_WRITE_TIMEOUT: Duration = Duration::from_millis(800);
+const STOP_COMMIT_TIMEOUT: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// What the source needs in addition to its definition.
+pub(crate) struct Settings {
+    /// Memory for messages that were fetched and not taken yet.
+    pub fetch_bytes: usize,
+    /// Partitions, as `TOPIC/NUMBER`, that continue with the first record that the broker has if
+    /// their position is gone.
+    pub accepted_resets: BTreeSet<String>,
+}
+
+/// Reads the topics until asked to stop; a bounded run, up to where they end now.
+pub(crate) fn run(
+    context: &Context,
+    def: &KafkaDef,
+    settings: Settings,
+    clock: &dyn Clock,
+) -> Result<(), SourceError> {
+    let filter = TopicFilter::new(&def.topics).map_err(|e| broker_error(def, &e.to_string()))?;
+    let limits = context.record_limits;
+    let consumer = client::connect(def, limits, settings.fetch_bytes, &context.name)?;
+    let handoff = Handoff::default();
+    let result = std::thread::scope(|scope| {
+        let writer = std::thread::Builder::new()
+            .name(format!("source/{}/write", context.name))
+            .spawn_scoped(scope, || handoff.write(context))
+            .map_err(|source| SourceError::Io {
+                path: context.name.clone(),
+                source,
+            })?;
+        let read = Source::new(context, def, &consumer, &handoff, filter, settings, clock).run();
+        handoff.close();
+        match writer.join() {
+            // The writer's error is the reason of the reader's end.
+            Ok(written) => written.and(read),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
+    client::close(consumer, CLOSE_TIMEOUT);
+    result
+}
+
+/// A running source of Kafka.
+struct Source<'a> {
+    context: &'a Context,
+    def: &'a KafkaDef,
+    clock: &'a dyn Clock,
+    consumer: &'a Consumer,
+    handoff: &'a Handoff,
+    filter: TopicFilter,
+    partitions: PartitionTable,
+    /// Frames that did not fit into the queue to the writer.
+    outbox: VecDeque<PartitionFrame>,
+    is_paused: bool,
+    accepted_resets: BTreeSet<String>,
+    /// When partitions without a start are tried again.
+    retry_starts_at: Instant,
+    revocation: Option<Revocation>,
+    commits: commit::Commits,
+    connection: Connection,
+    subscribed: BTreeSet<String>,
+    topics_checked_at: Option<Instant>,
+}
+
+impl<'a> Source<'a> {
+    fn new(
+        context: &'a Context,
+        def: &'a KafkaDef,
+        consumer: &'a Consumer,
+        handoff: &'a Handoff,
+        filter: TopicFilter,
+        settings: Settings,
+        clock: &'a dyn Clock,
+    ) -> Self {
+        let mut partitions = PartitionTable::default();
+        for (label, state) in &context.partitions {
+            let name = TopicPartition::parse(label);
+            let stream = name.as_ref().and_then(|name| filter.stream_of(&name.topic));
+            if let Some((name, stream)) = name.as_ref().zip(stream) {
+                let id = partitions.add(name.clone(), stream);
+                let partition = partitions.get_mut(id);
+                partition.restore(state.next_offset, state.received_at);
+            }
+        }
+        Self {
+            context,
+            def,
+            clock,
+            consumer,
+            handoff,
+            filter,
+            partitions,
+            outbox: VecDeque::new(),
+            is_paused: false,
+            accepted_resets: settings.accepted_resets,
+            retry_starts_at: Instant::now(),
+            revocation: None,
+            commits: commit::Commits::default(),
+            connection: Connection::default(),
+            subscribed: BTreeSet::new(),
+            topics_checked_at: None,
+        }
+    }
+
+    fn run(mut self) -> Result<(), SourceError> {
+        self.publish_health();
+        if self.context.once {
+            return self.run_bounded();
+        }
+        while self.is_to_continue() {
+            self.subscribe();
+            self.round()?;
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// Neither was the source asked to stop, nor did its writer fail.
+    fn is_to_continue(&self) -> bool {
+        !self.context.stop.is_requested() && !self.handoff.has_ended()
+    }
+
+    /// One turn of everything: less than a second, so that polling does not cease.
+    fn round(&mut self) -> Result<(), SourceError> {
+        self.poll()?;
+        self.collect_reports();
+        self.rebalance()?;
+        self.begin_partitions()?;
+        self.flush(false);
+        self.hand_over()?;
+        self.commit_stored();
+        self.publish_health();
+        Ok(())
+    }
+
+    /// Takes the messages that are there; waits for the first one.
+    fn poll(&mut self) -> Result<(), SourceError> {
+        let has_batches = self.partitions.iter().any(|p| p.batch.is_some());
+        let mut wait = if has_batches {
+            BATCH_DELAY
+        } else {
+            POLL_INTERVAL
+        };
+        let consumer = self.consumer;
+        let mut bytes = self.partitions.batch_bytes();
+        for _ in 0..MAX_MESSAGES_PER_ROUND {
+            match consumer.poll(wait) {
+                Some(Ok(message)) => {
+                    bytes += message.payload_len();
+                    self.take(&message);
+                }
+                Some(Err(error)) => self.handle_error(&error)?,
+                None => break,
+            }
+            if bytes >= MAX_BATCH_BYTES {
+                break;
+            }
+            wait = Duration::ZERO;
+        }
+        Ok(())
+    }
+
+    /// Adds a message to its partition's batch.
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let Some(id) = self.partitions.find(message.topic(), message.partition()) else {
+            return;
+        };
+        let Ok(offset) = u64::try_from(message.offset()) else {
+            return;
+        };
+        let context = self.context;
+        let partition = self.partitions.get_mut(id);
+        let Some(taken) = partition
+            .taken
+            .filter(|_| partition.phase == Phase::Reading)
+        else {
+            return;
+        };
+        // Never a record twice, whatever is delivered; nor, in a bounded run, one that came later.
+        if offset < taken || partition.end.is_some_and(|end| offset >= end) {
+            return;
+        }
+        let batch = partition
+            .batch
+            .get_or_insert_with(|| Batch::new(context, taken));
+        batch.push(context, offset, message.payload());
+        partition.taken = Some(offset + 1);
+        if batch.is_full() {
+            self.finish_batch(id);
+        }
+    }
+
+    /// Errors that last are in the reports of the client library, too.
+    fn handle_error(&mut self, error: &KafkaError) -> Result<(), SourceError> {
+        if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            return Err(broker_error(self.def, &error.to_string()));
+        }
+        if error.rdkafka_error_code().is_some_and(is_of_position) {
+            // It does not say of which partition: all begin again, each where it is.
+            return self.restart_partitions();
+        }
+        Ok(())
+    }
+
+    /// Puts a partition's batch, if it has one, into the outbox.
+    fn finish_batch(&mut self, id: usize) {
+        let partition = self.partitions.get_mut(id);
+        if let Some(batch) = partition.batch.take() {
+            let next_offset = batch.next_offset();
+            let submission = batch.finish(self.context, &partition.stream, &partition.label);
+            self.outbox.push_back(PartitionFrame {
+                partition: id,
+                next_offset,
+                submission,
+            });
+        }
+    }
+
+    /// Finishes the batches that have waited long enough, or all of them.
+    fn flush(&mut self, all: bool) {
+        let now = Instant::now();
+        let is_over = all || self.partitions.batch_bytes() >= MAX_BATCH_BYTES;
+        let due = self.partitions.select(|partition| {
+            let batch = partition.batch.as_ref();
+            batch.is_some_and(|batch| is_over || batch.is_due(now))
+        });
+        for id in due {
+            self.finish_batch(id);
+        }
+    }
+
+    /// Passes the outbox to the writer. While that has no room, fetching is paused.
+    fn hand_over(&mut self) -> Result<(), SourceError> {
+        let mut wait = if self.is_paused {
+            Duration::ZERO
+        } else {
+            HANDOFF_WAIT
+        };
+        while let Some(frame) = self.outbox.pop_front() {
+            let (id, next_offset) = (frame.partition, frame.next_offset);
+            let before = Instant::now();
+            if let Err(frame) = self.handoff.offer(frame, wait) {
+                self.outbox.push_front(*frame);
+                break;
+            }
+            wait = wait.saturating_sub(before.elapsed());
+            self.partitions.get_mut(id).sent = Some(next_offset);
+        }
+        let is_to_pause = !self.outbox.is_empty();
+        if is_to_pause != self.is_paused {
+            self.set_paused(is_to_pause)?;
+        }
+        Ok(())
+    }
+
+    fn set_paused(&mut self, paused: bool) -> Result<(), SourceError> {
+        let assigned = self.partitions.iter().filter(|p| p.is_assigned);
+        let list = client::offsets(assigned.map(|p| (&p.name, 0)));
+        let done = list.and_then(|list| match paused {
+            true => self.consumer.pause(&list),
+            false => self.consumer.resume(&list),
+        });
+        done.map_err(|e| broker_error(self.def, &e.to_string()))?;
+        self.is_paused = paused;
+        tracing::debug!(
+            source = self.context.name,
+            paused,
+            "the log has room or not"
+        );
+        Ok(())
+    }
+
+    /// Subscribes to the topics; to those of a pattern from time to time, as there may be new ones.
+    fn subscribe(&mut self) {
+        let is_due = self
+            .topics_checked_at
+            .is_none_or(|at| at.elapsed() >= TOPICS_INTERVAL);
+        if !is_due || self.filter.named().is_some() && !self.subscribed.is_empty() {
+            return;
+        }
+        self.topics_checked_at = Some(Instant::now());
+        let topics: BTreeSet<String> = match self.filter.named() {
+            Some(names) => names.into_iter().map(str::to_owned).collect(),
+            None => match client::list_partitions(self.consumer, &self.filter) {
+                Ok(listing) => listing.partitions.into_iter().map(|p| p.topic).collect(),
+                Err(error) => {
+                    tracing::debug!(source = self.context.name, %error, "topics cannot be listed");
+                    return;
+                }
+            },
+        };
+        if topics.is_empty() {
+            self.connection
+                .set_problem("no topic matches the pattern yet");
+        }
+        // A topic that is deleted stays subscribed: it may be created again.
+        if topics.is_subset(&self.subscribed) {
+            return;
+        }
+        self.subscribed.extend(topics);
+        let names: Vec<&str> = self.subscribed.iter().map(String::as_str).collect();
+        if let Err(error) = self.consumer.subscribe(&names) {
+            self.connection.set_problem(&error.to_string());
+            self.subscribed.clear();
+        }
+    }
+
+    /// Stores and commits what was sent to the writer, within two seconds.
+    fn stop(&mut self) {
+        self.handoff.close();
+        if self.handoff.wait_idle(STOP_WRITE_TIMEOUT) && self.connection.is_up() {
+            self.commit_all(STOP_COMMIT_TIMEOUT);
+        }
+        self.release();
+    }
+}

@@ -1,0 +1,221 @@
+//! Partitions of a source, and how far each has come. No I/O.
+//!
+//! ```text
+//! Idle ──assigned──► Starting ──start decided──► Reading ──revoked──► Revoking ──drained──► Idle
+//!                        └──────no start───────► Halted ───revoked──────────────────────────┘
+//! ```
+//!
+//! Four offsets order what is known of a partition: `committed ≤ stored ≤ sent ≤ taken`.
+
+use std::collections::BTreeMap;
+
+use super::batch::Batch;
+use super::topics::TopicPartition;
+use crate::event::Micros;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It is not ours: never assigned, or taken away.
+    Idle,
+    /// It is ours; where it begins is not decided yet.
+    Starting,
+    Reading,
+    /// It has no start, for this reason.
+    Halted(String),
+    /// It is being taken away: nothing is taken any more, what was sent is still stored.
+    Revoking,
+}
+
+/// A partition of a topic.
+pub(super) struct Partition {
+    pub name: TopicPartition,
+    /// The name in the log.
+    pub label: String,
+    pub stream: String,
+    pub phase: Phase,
+    /// The client library fetches it.
+    pub is_assigned: bool,
+    /// The offset after the last message taken; none if the log has no position of it.
+    pub taken: Option<u64>,
+    /// The offset after the last frame sent to the writer.
+    pub sent: Option<u64>,
+    /// The offset after what is durable.
+    pub stored: Option<u64>,
+    /// The offset committed to the group, as far as this process did it.
+    pub committed: Option<u64>,
+    /// Where it began in this run.
+    pub began_at: Option<u64>,
+    /// A bounded run reads up to here.
+    pub end: Option<u64>,
+    /// The offset after the broker's last record.
+    pub high: Option<u64>,
+    /// The offset after what the client library passed to us, which includes markers of
+    /// transactions.
+    pub passed: u64,
+    /// Arrival of the last record in the log.
+    pub received_at: Option<Micros>,
+    pub batch: Option<Batch>,
+}
+
+impl Partition {
+    fn new(name: TopicPartition, stream: &str) -> Self {
+        Self {
+            label: name.to_string(),
+            name,
+            stream: stream.to_owned(),
+            phase: Phase::Idle,
+            is_assigned: false,
+            taken: None,
+            sent: None,
+            stored: None,
+            committed: None,
+            began_at: None,
+            end: None,
+            high: None,
+            passed: 0,
+            received_at: None,
+            batch: None,
+        }
+    }
+
+    /// Sets where the log has it.
+    pub fn restore(&mut self, next_offset: u64, received_at: Micros) {
+        self.set_position(next_offset);
+        self.stored = Some(next_offset);
+        self.received_at = Some(received_at);
+    }
+
+    /// Sets where it continues; a frame that stores it is on its way, or was stored before.
+    pub fn set_position(&mut self, offset: u64) {
+        self.taken = Some(offset);
+        self.sent = Some(offset);
+    }
+
+    /// Forgets what was taken and not sent: it is read again.
+    pub fn discard_unsent(&mut self) {
+        self.batch = None;
+        self.taken = self.sent;
+    }
+
+    /// Whether everything that was sent is durable.
+    pub fn is_drained(&self) -> bool {
+        self.sent == self.stored
+    }
+
+    /// How far it was read, including offsets without a record.
+    pub fn position(&self) -> Option<u64> {
+        self.taken.map(|taken| taken.max(self.passed))
+    }
+
+    /// Records that the broker has after the last one taken.
+    pub fn lag(&self) -> Option<u64> {
+        Some(self.high?.saturating_sub(self.position()?))
+    }
+
+    /// Where a bounded run leaves it: after its last record, or after markers of transactions that
+    /// follow it; none if the run has not moved it.
+    pub fn bounded_end(&self) -> Option<u64> {
+        let end = self.taken.max(self.end);
+        end.filter(|_| end != self.began_at)
+    }
+
+    /// Whether a bounded run has read it to its end.
+    pub fn has_reached_end(&self) -> bool {
+        let reached = |end| self.position().is_some_and(|position| position >= end);
+        self.end.is_some_and(reached)
+    }
+
+    /// The offset to commit to the group, if it is not committed yet.
+    pub fn uncommitted(&self) -> Option<u64> {
+        self.stored.filter(|_| self.stored != self.committed)
+    }
+}
+
+/// Every partition that was ever assigned or has a position in the log.
+#[derive(Default)]
+pub(super) struct PartitionTable {
+    entries: Vec<Partition>,
+    /// Topic → number → index.
+    index: BTreeMap<String, BTreeMap<i32, usize>>,
+}
+
+impl PartitionTable {
+    pub fn find(&self, topic: &str, number: i32) -> Option<usize> {
+        self.index.get(topic)?.get(&number).copied()
+    }
+
+    /// The index of a partition, which is added if it is new.
+    pub fn add(&mut self, name: TopicPartition, stream: &str) -> usize {
+        if let Some(id) = self.find(&name.topic, name.number) {
+            return id;
+        }
+        let id = self.entries.len();
+        let numbers = self.index.entry(name.topic.clone()).or_default();
+        numbers.insert(name.number, id);
+        self.entries.push(Partition::new(name, stream));
+        id
+    }
+
+    pub fn get(&self, id: usize) -> &Partition {
+        &self.entries[id]
+    }
+
+    pub fn get_mut(&mut self, id: usize) -> &mut Partition {
+        &mut self.entries[id]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Partition> {
+        self.entries.iter()
+    }
+
+    /// Indexes of the partitions for which `predicate` is true.
+    pub fn select(&self, predicate: impl Fn(&Partition) -> bool) -> Vec<usize> {
+        let selected = self.entries.iter().enumerate();
+        selected
+            .filter(|(_, partition)| predicate(partition))
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Bytes of messages that wait for a frame.
+    pub fn batch_bytes(&self) -> usize {
+        let batches = self.entries.iter().filter_map(|p| p.batch.as_ref());
+        batches.map(Batch::bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_knows_how_far_it_has_come() {
+        let mut table = PartitionTable::default();
+        let id = table.add(TopicPartition::new("t", 1), "s");
+        assert_eq!(table.add(TopicPartition::new("t", 1), "s"), id);
+        assert_eq!((table.find("t", 1), table.find("t", 0)), (Some(id), None));
+        let partition = table.get_mut(id);
+        assert_eq!((partition.position(), partition.lag()), (None, None));
+        partition.restore(10, 5);
+        partition.high = Some(30);
+        partition.end = Some(21);
+        assert!(partition.is_drained() && !partition.has_reached_end());
+        assert_eq!(
+            (partition.lag(), partition.uncommitted()),
+            (Some(20), Some(10))
+        );
+        // Read up to 20, sent up to 15; the marker of a transaction follows.
+        (partition.taken, partition.sent, partition.passed) = (Some(20), Some(15), 21);
+        assert!(!partition.is_drained() && partition.has_reached_end());
+        assert_eq!(partition.lag(), Some(9));
+        assert_eq!(partition.bounded_end(), Some(21));
+        partition.began_at = Some(21);
+        assert_eq!(partition.bounded_end(), None);
+        partition.discard_unsent();
+        assert_eq!(partition.taken, Some(15));
+        partition.stored = Some(15);
+        partition.committed = Some(15);
+        assert!(partition.is_drained());
+        assert_eq!(partition.uncommitted(), None);
+    }
+}

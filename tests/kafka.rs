@@ -1,0 +1,377 @@
+//! Kafka, against a mock cluster in this process: each record once whatever the group's offsets
+//! say, and a position that the broker does not have halts its partition alone.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::Value;
+
+use crate::server::Server;
+use crate::support::{Bench, wait_until};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+const GROUP: &str = "weir-test";
+
+const STREAM: &str = "[streams.events]\nschema = \"id bigint not null, at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time, id from events\"\n";
+
+/// A cluster with a producer.
+struct Cluster {
+    producer: BaseProducer,
+    mock: MockCluster<'static, DefaultProducerContext>,
+}
+
+impl Cluster {
+    fn new(topics: &[(&str, i32)]) -> Self {
+        let mock = MockCluster::new(1).expect("a cluster");
+        for (topic, partitions) in topics {
+            mock.create_topic(topic, *partitions, 1).expect("a topic");
+        }
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", mock.bootstrap_servers())
+            .create()
+            .expect("a producer");
+        Self { producer, mock }
+    }
+
+    /// Sends events with these ids to a partition.
+    fn send(&self, topic: &str, partition: i32, ids: std::ops::Range<u64>) {
+        for id in ids {
+            let event = format!("{{\"id\":{id},\"at\":{}}}", 1_465_520_400_000 + id);
+            self.send_payload(topic, partition, Some(&event));
+        }
+        self.producer.flush(TIMEOUT).expect("sent");
+    }
+
+    fn send_payload(&self, topic: &str, partition: i32, payload: Option<&str>) {
+        let mut record = BaseRecord::<str, str>::to(topic)
+            .partition(partition)
+            .key("k");
+        if let Some(payload) = payload {
+            record = record.payload(payload);
+        }
+        self.producer
+            .send(record)
+            .map_err(|(e, _)| e)
+            .expect("room in the queue");
+        self.producer.poll(Duration::ZERO);
+    }
+
+    /// A member-to-be of the group, which never joins.
+    fn observer(&self) -> BaseConsumer {
+        ClientConfig::new()
+            .set("bootstrap.servers", self.mock.bootstrap_servers())
+            .set("group.id", GROUP)
+            .create()
+            .expect("a consumer")
+    }
+
+    /// The offset that the group has committed.
+    fn committed(&self, topic: &str, partition: i32) -> Option<i64> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        let list = self
+            .observer()
+            .committed_offsets(list, TIMEOUT)
+            .expect("an answer");
+        match list
+            .find_partition(topic, partition)
+            .expect("asked for")
+            .offset()
+        {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }
+    }
+
+    fn commit(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))
+            .expect("an offset");
+        self.observer()
+            .commit(&list, CommitMode::Sync)
+            .expect("committed");
+    }
+
+    /// Configures a source of this cluster, with more keys.
+    fn configure(&self, bench: &Bench, keys: &str) {
+        bench.configure(&format!(
+            "[[sources]]\nname = \"broker\"\ntype = \"kafka\"\nbrokers = [\"{}\"]\ngroup = \"{GROUP}\"\n{keys}\n{STREAM}",
+            self.mock.bootstrap_servers()
+        ));
+    }
+}
+
+const NAMED: &str = "topics = { orders = \"events\" }";
+
+fn bench(cluster: &Cluster, keys: &str) -> Bench {
+    let bench = Bench::new("");
+    cluster.configure(&bench, keys);
+    bench
+}
+
+/// Ids in the lake, each of which must be there once.
+fn ids(bench: &Bench) -> Vec<u64> {
+    let rows = bench.rows("select id from events order by id");
+    rows.iter()
+        .map(|row| row["id"].as_u64().expect("an id"))
+        .collect()
+}
+
+fn server(bench: &Bench) -> Server {
+    let mut command: Command = bench.command(&["run"]);
+    command.env("WEIR_SERVER_HTTP", "127.0.0.1:0");
+    Server::start(&mut command, &bench.path("data"))
+}
+
+/// The number of events that a server shows.
+fn count(server: &Server) -> u64 {
+    let query = b"{\"sql\":\"select count(*) as n from events\"}";
+    let (_, answer) = server.request("POST", "/api/v1/sql", &[], query);
+    answer["rows"][0]["n"].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn each_record_of_all_partitions_is_there_once_and_a_second_run_adds_nothing() {
+    let cluster = Cluster::new(&[("orders", 3)]);
+    for partition in 0..3 {
+        let first = partition as u64 * 1_000;
+        cluster.send("orders", partition, first..first + 700);
+    }
+    let bench = bench(&cluster, NAMED);
+    bench.once();
+    let expected: Vec<u64> = (0..3).flat_map(|p| p * 1_000..p * 1_000 + 700).collect();
+    assert_eq!(ids(&bench), expected);
+    // Offsets are those of Kafka, and the group knows them.
+    let rows = bench.rows("select partition, source_offset from weir.sources order by partition");
+    for (partition, row) in rows.iter().enumerate() {
+        assert_eq!(row["partition"], format!("orders/{partition}"));
+        assert_eq!(row["source_offset"], 700);
+        assert_eq!(cluster.committed("orders", partition as i32), Some(700));
+    }
+    assert_eq!(rows.len(), 3);
+    let raw = "select count(*) from raw";
+    let before = bench.number(raw);
+    bench.once();
+    assert_eq!(ids(&bench), expected);
+    assert_eq!(bench.number(raw), before);
+    // Only what is new is read, although others have moved the group's offsets.
+    cluster.commit("orders", 0, 0);
+    cluster.commit("orders", 1, 705);
+    cluster.send("orders", 0, 10_000..10_010);
+    cluster.send("orders", 1, 11_000..11_010);
+    bench.once();
+    let new = (10_000..10_010).chain(11_000..11_010);
+    assert_eq!(
+        ids(&bench),
+        expected.into_iter().chain(new).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_killed_server_resumes_at_its_own_positions() {
+    let cluster = Cluster::new(&[("orders", 2)]);
+    let bench = bench(&cluster, NAMED);
+    cluster.send("orders", 0, 0..500);
+    let first = server(&bench);
+    wait_until("records are visible", || count(&first) == 500);
+    cluster.send("orders", 1, 500..900);
+    wait_until("new records are visible", || count(&first) == 900);
+    wait_until("offsets are committed", || {
+        cluster.committed("orders", 0) == Some(500) && cluster.committed("orders", 1) == Some(400)
+    });
+    wait_until("nothing is left", || {
+        let status = first.get("/api/v1/status").1;
+        status["sources"][0]["state"] == "running" && status["sources"][0]["lag"] == 0
+    });
+    // Dropping it kills it.
+    drop(first);
+    cluster.send("orders", 0, 900..1_000);
+    let second = server(&bench);
+    wait_until("records of the outage are visible", || {
+        count(&second) == 1_000
+    });
+    drop(second);
+    assert_eq!(ids(&bench), (0..1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_topic_that_is_created_later_is_read_if_it_matches() {
+    let cluster = Cluster::new(&[("shop.a", 1), ("other", 1)]);
+    cluster.send("shop.a", 0, 0..10);
+    cluster.send("other", 0, 1_000..1_010);
+    let bench = bench(&cluster, "pattern = \"^shop\\\\..*\"\nstream = \"events\"");
+    let server = server(&bench);
+    wait_until("records are visible", || count(&server) == 10);
+    cluster.mock.create_topic("shop.b", 2, 1).expect("a topic");
+    cluster.send("shop.b", 1, 10..20);
+    wait_until("records of the new topic are visible", || {
+        count(&server) == 20
+    });
+    drop(server);
+    assert_eq!(ids(&bench), (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_topic_that_was_created_again_halts_its_partition_until_that_is_accepted() {
+    let old = Cluster::new(&[("orders", 2)]);
+    old.send("orders", 0, 0..10);
+    old.send("orders", 1, 10..20);
+    let bench = bench(&old, NAMED);
+    bench.once();
+    let new = Cluster::new(&[("orders", 2)]);
+    new.send("orders", 0, 20..23);
+    // Offsets 10 and 11 follow what was read.
+    new.send("orders", 1, 100..110);
+    new.send("orders", 1, 23..25);
+    new.configure(&bench, NAMED);
+    let halted = bench.output(&["run", "--once"]);
+    let message = String::from_utf8_lossy(&halted.stderr).into_owned();
+    assert_eq!(halted.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("weir run --accept-reset orders/0"),
+        "{message}"
+    );
+    assert!(!message.contains("accept-reset orders/1"), "{message}");
+    // The other partition was read.
+    let mut expected: Vec<u64> = (0..20).chain(23..25).collect();
+    assert_eq!(ids(&bench), expected);
+    let accepted = bench.output(&["run", "--once", "--accept-reset", "orders/0"]);
+    let message = String::from_utf8_lossy(&accepted.stderr).into_owned();
+    assert!(accepted.status.success(), "{message}");
+    expected = (0..25).collect();
+    assert_eq!(ids(&bench), expected);
+    let gaps = bench.rows("select source, reason from weir.gaps");
+    assert_eq!(gaps.len(), 1);
+    assert_eq!(gaps[0]["source"], "broker");
+    let reason = gaps[0]["reason"].as_str().expect("a reason");
+    assert!(
+        reason.starts_with("orders/0: the broker's last offset is before 3"),
+        "{reason}"
+    );
+    // It was accepted once, and is over.
+    bench.once();
+    assert_eq!(ids(&bench), expected);
+}
+
+#[test]
+fn offsets_that_the_broker_removed_halt_a_partition_of_a_running_server() {
+    let cluster = Cluster::new(&[("orders", 2)]);
+    cluster.send("orders", 0, 0..5);
+    let bench = bench(&cluster, NAMED);
+    bench.once();
+    // The mock keeps 5 MiB of a partition.
+    let filler = "x".repeat(100_000);
+    for _ in 0..80 {
+        cluster.send_payload("orders", 0, Some(&filler));
+    }
+    cluster.send("orders", 1, 100..110);
+    let running = server(&bench);
+    wait_until("the other partition is read", || count(&running) == 15);
+    let (status, ready) = running.get("/readyz");
+    assert_eq!(status, 200, "{ready}");
+    assert!(
+        ready.to_string().contains("1 partitions have halted"),
+        "{ready}"
+    );
+    let rows = sql(
+        &running,
+        "select state, reason from weir.sources where partition = 'orders/0'",
+    );
+    assert_eq!(rows[0]["state"], "waiting");
+    let reason = rows[0]["reason"].as_str().unwrap_or_default().to_owned();
+    assert!(reason.starts_with("orders/0: offsets 5 to "), "{reason}");
+    drop(running);
+    // What is left are fillers, each a dead letter with Kafka's offset.
+    let accepted = bench.output(&["run", "--once", "--accept-reset", "orders/0"]);
+    assert!(accepted.status.success());
+    let first = bench.number("select min(source_offset) from dead_letters");
+    assert!(first > 5 && bench.number("select max(source_offset) from dead_letters") == 84);
+    let gaps = bench.rows("select reason from weir.gaps");
+    assert_eq!(
+        gaps[0]["reason"],
+        format!(
+            "orders/0: offsets 5 to {} were removed by the broker before they were read",
+            first - 1
+        )
+    );
+}
+
+fn sql(server: &Server, query: &str) -> Vec<Value> {
+    let body = serde_json::json!({ "sql": query }).to_string();
+    let (_, answer) = server.request("POST", "/api/v1/sql", &[], body.as_bytes());
+    answer["rows"].as_array().cloned().unwrap_or_default()
+}
+
+#[test]
+fn records_without_a_payload_are_dead_letters_and_an_array_has_several() {
+    let cluster = Cluster::new(&[("orders", 1)]);
+    cluster.send_payload(
+        "orders",
+        0,
+        Some("[{\"id\":1,\"at\":1},{\"id\":2,\"at\":2}]"),
+    );
+    cluster.send_payload("orders", 0, None);
+    cluster.send_payload("orders", 0, Some("[]"));
+    cluster.send("orders", 0, 3..5);
+    let bench = bench(&cluster, NAMED);
+    bench.once();
+    assert_eq!(ids(&bench), [1, 2, 3, 4]);
+    let dead = bench.rows("select source_offset, bytes from dead_letters");
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0]["source_offset"], 1);
+}
+
+#[test]
+fn latest_is_a_position_from_its_first_start_on() {
+    let cluster = Cluster::new(&[("orders", 1)]);
+    cluster.send("orders", 0, 0..5);
+    let bench = bench(&cluster, &format!("{NAMED}\nfrom = \"latest\""));
+    bench.once();
+    assert_eq!(ids(&bench), [0; 0]);
+    cluster.send("orders", 0, 5..8);
+    bench.once();
+    assert_eq!(ids(&bench), [5, 6, 7]);
+}
+
+#[test]
+fn a_topic_that_does_not_exist_and_a_broker_that_is_gone_are_named() {
+    let cluster = Cluster::new(&[("orders", 1)]);
+    let bench = bench(&cluster, "topics = { orders = \"events\" }");
+    cluster.mock.broker_down(-1).expect("down");
+    // A server waits, and stops at once when it is asked to.
+    let running = server(&bench);
+    wait_until("it says why it waits", || {
+        let status = running.get("/api/v1/status").1;
+        let source = &status["sources"][0];
+        let reason = source["reason"].as_str().unwrap_or_default().to_owned();
+        source["state"] == "waiting" && reason.contains("not connected: ")
+    });
+    cluster.mock.broker_up(-1).expect("up");
+    cluster.send("orders", 0, 0..3);
+    wait_until("it reads", || count(&running) == 3);
+    drop(running);
+    let wrong = bench.path("wrong.toml");
+    let text = std::fs::read_to_string(bench.path("weir.toml")).expect("a file");
+    std::fs::write(
+        &wrong,
+        text.replace("group = ", "security = { protocol = \"tls\" }\ngroup = "),
+    )
+    .expect("a file");
+    let mut check = crate::support::weir();
+    check
+        .args(["check", "-c"])
+        .arg(&wrong)
+        .stdout(Stdio::null());
+    let output = check.output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        message.contains("source `broker`: security: protocol"),
+        "{message}"
+    );
+}
