@@ -195,8 +195,9 @@ fn a_killed_server_resumes_at_its_own_positions() {
     wait_until("records of the outage are visible", || {
         count(&second) == 1_000
     });
-    drop(second);
-    assert_eq!(ids(&bench), (0..1_000).collect::<Vec<_>>());
+    let distinct = "select count(distinct id) as n, max(id) as last from events";
+    let row = &sql(&second, distinct)[0];
+    assert_eq!((&row["n"], &row["last"]), (&1_000.into(), &999.into()));
 }
 
 #[test]
@@ -212,8 +213,9 @@ fn a_topic_that_is_created_later_is_read_if_it_matches() {
     wait_until("records of the new topic are visible", || {
         count(&server) == 20
     });
-    drop(server);
-    assert_eq!(ids(&bench), (0..20).collect::<Vec<_>>());
+    let distinct = "select count(distinct id) as n, max(id) as last from events";
+    let row = &sql(&server, distinct)[0];
+    assert_eq!((&row["n"], &row["last"]), (&20.into(), &19.into()));
 }
 
 #[test]

@@ -241,7 +241,8 @@ fn topics(typed: &raw::Source) -> Result<Topics, KafkaKeyError> {
 
 /// The reason in a message of the parser of regular expressions, which draws the place above it.
 fn last_line(message: &str) -> String {
-    message.lines().last().unwrap_or_default().trim().to_owned()
+    let line = message.lines().last().unwrap_or_default();
+    line.trim_start_matches("error: ").trim().to_owned()
 }
 
 /// Whether Kafka allows this name of a topic.
@@ -411,6 +412,23 @@ mod tests {
             .iter()
             .map(|w| checked(w).expect_err("wrong"))
             .collect();
-        insta::assert_snapshot!(messages.join("\n"), @"");
+        insta::assert_snapshot!(messages.join("\n"), @r#"
+        write either topics = { "TOPIC" = "STREAM" }, or `pattern` with `stream` for topics by a regular expression
+        write either topics = { "TOPIC" = "STREAM" }, or `pattern` with `stream` for topics by a regular expression
+        `stream` is for a `pattern`; `topics` names the stream of each topic; remove one of the two keys
+        topics: `t/0` is not the name of a topic: letters, digits, `.`, `_` and `-`, at most 249
+        topics: [streams.other] is not declared
+        pattern: unclosed group
+        `path` is not a key of type = "kafka"; remove the key
+        group = "": name the consumer group, or remove the key for "weir"
+        from = "now-15m": write "earliest", "latest", or a time such as "2016-06-10T01:00:00Z"
+        tombstone = "skip" is not supported yet: records without a payload are dead letters; write "dead_letter" or remove the key
+        tombstone = "drop": write "dead_letter"
+        security: protocol = "tls": write "plaintext", "ssl", "sasl_plaintext" or "sasl_ssl"
+        security: protocol = "ssl" has no use for the key `user`; remove the key
+        security: the file none.pem does not exist
+        security: protocol = "sasl_ssl" needs the key `user`
+        security: mechanism = "GSSAPI": write "PLAIN", "SCRAM-SHA-256" or "SCRAM-SHA-512"
+        "#);
     }
 }

@@ -136,6 +136,9 @@ mod tests {
             high: 200,
         };
         let messages = [expired.advice(&partition), shrunk.advice(&partition)];
-        insta::assert_snapshot!(messages.join("\n"), @"");
+        insta::assert_snapshot!(messages.join("\n"), @r#"
+        orders/3: offsets 80 to 99 were removed by the broker before they were read; `weir run --accept-reset orders/3` continues with the first record that the broker has, and records a gap
+        orders/3: the broker's last offset is before 200, and everything before 250 was read already: the topic was deleted and created again, or the broker lost records; `weir run --accept-reset orders/3` continues with the first record that the broker has, and records a gap
+        "#);
     }
 }

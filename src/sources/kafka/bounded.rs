@@ -138,7 +138,8 @@ impl Source<'_> {
         while self.is_to_continue() && !self.handoff.wait_idle(POLL_INTERVAL) {
             drop(self.consumer.poll(Duration::ZERO));
         }
-        self.commit_all(COMMIT_TIMEOUT);
+        let ids = self.partitions.select(|p| p.is_assigned);
+        self.commit_and_wait(&ids, COMMIT_TIMEOUT);
         self.release();
         self.publish_end();
         let halted = self.partitions.iter().find_map(|p| match &p.phase {

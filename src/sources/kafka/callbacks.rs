@@ -1,6 +1,5 @@
-//! What the client library reports while it is polled: changes of the assignment, results of
-//! commits, statistics, errors and its log. All of it is put into a mailbox, from which the source
-//! takes it between two polls.
+//! What the client library reports while it is polled: changes of the assignment, statistics, errors
+//! and its log. All of it is put into a mailbox, from which the source takes it between two polls.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
@@ -31,14 +30,14 @@ pub(super) struct PartitionStatistics {
     pub high: Option<u64>,
     /// The offset after the last message, or marker of a transaction, passed to the source.
     pub passed: Option<u64>,
+    /// The offset that the group confirmed last.
+    pub committed: Option<u64>,
 }
 
 /// Reports since the source took them last.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     pub rebalances: VecDeque<Rebalance>,
-    /// Commits that were answered, each with the reason if it failed.
-    pub commits: Vec<Result<(), KafkaError>>,
     pub partitions: Vec<PartitionStatistics>,
     /// A broker is connected, by the last statistics.
     pub is_connected: Option<bool>,
@@ -131,6 +130,7 @@ impl ClientContext for Callbacks {
                 name: TopicPartition::new(&topic.topic, partition.partition),
                 high: offset(partition.ls_offset).or(offset(partition.hi_offset)),
                 passed: offset(partition.app_offset),
+                committed: offset(partition.committed_offset),
             })
         });
         let partitions = partitions.collect();
@@ -186,9 +186,5 @@ impl ConsumerContext for Callbacks {
         } else {
             Rebalance::Revoked(names)
         });
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        self.mailbox().commits.push(result);
     }
 }

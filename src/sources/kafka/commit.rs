@@ -1,33 +1,20 @@
 //! Commits durable offsets to the consumer group, so that the tools of Kafka show the lag. Nothing
-//! reads them here: a commit that fails is repeated with the next, and never stops intake.
+//! reads them here: a commit that fails is repeated, and never stops intake.
+//!
+//! The client library does not report the result of a commit that is not waited for; its statistics
+//! have the offset that the group confirmed last.
 
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
 
+use super::Source;
 use super::client::offsets;
-use super::{POLL_INTERVAL, Source};
 
 /// Between two commits.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-/// A commit without an answer for this long is given up.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Commits on their way; one at a time.
-#[derive(Default)]
-pub(super) struct Commits {
-    /// Since when one waits for its answer, and which partitions it is of.
-    pending: Option<(Instant, Vec<usize>)>,
-    last: Option<Instant>,
-    /// A failure was reported and none has succeeded since.
-    was_reported: bool,
-}
-
-impl Commits {
-    pub fn is_pending(&self) -> bool {
-        self.pending.is_some()
-    }
-}
+/// A commit that the statistics do not show after this long is repeated.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Source<'_> {
     /// Takes what became durable, and what the client library reported.
@@ -36,22 +23,22 @@ impl Source<'_> {
             self.partitions.get_mut(id).stored = Some(offset);
         }
         let mut mailbox = self.consumer.context().mailbox();
-        let commits = std::mem::take(&mut mailbox.commits);
         let statistics = std::mem::take(&mut mailbox.partitions);
-        let (is_connected, errors) = (
-            mailbox.is_connected.take(),
-            std::mem::take(&mut mailbox.errors),
-        );
+        let is_connected = mailbox.is_connected.take();
+        let errors = std::mem::take(&mut mailbox.errors);
         drop(mailbox);
-        for result in commits {
-            self.finish_commit(result.err().map(|e| e.to_string()));
-        }
+        let is_overdue = self
+            .committed_at
+            .is_some_and(|at| at.elapsed() >= CONFIRM_TIMEOUT);
         for known in statistics {
             if let Some(id) = self.partitions.find(&known.name.topic, known.name.number) {
                 let partition = self.partitions.get_mut(id);
                 partition.high = known.high.or(partition.high);
                 if partition.is_assigned {
                     partition.passed = known.passed.unwrap_or(partition.passed);
+                }
+                if is_overdue && known.committed != partition.committed {
+                    partition.committed = None;
                 }
             }
         }
@@ -61,24 +48,17 @@ impl Source<'_> {
     /// Commits what became durable since the last commit, once a second.
     pub(super) fn commit_stored(&mut self) {
         let is_due = self
-            .commits
-            .last
+            .committed_at
             .is_none_or(|at| at.elapsed() >= COMMIT_INTERVAL);
-        let is_lost = |(since, _): &(Instant, _)| since.elapsed() >= ANSWER_TIMEOUT;
-        if self.commits.pending.as_ref().is_some_and(is_lost) {
-            self.finish_commit(Some("the broker did not answer".into()));
-        }
-        if is_due && !self.commits.is_pending() {
-            let ids = self
-                .partitions
-                .select(|p| p.is_assigned && p.uncommitted().is_some());
+        if is_due {
+            let ids = self.partitions.select(|p| p.is_assigned);
             self.commit(&ids);
         }
     }
 
-    /// Commits the durable offsets of these partitions; the answer comes later.
-    pub(super) fn commit(&mut self, ids: &[usize]) {
-        self.commits.last = Some(Instant::now());
+    /// Commits the durable offsets of these partitions, without waiting for the answer. The client
+    /// library logs a failure.
+    fn commit(&mut self, ids: &[usize]) {
         let changed: Vec<usize> = ids
             .iter()
             .copied()
@@ -87,59 +67,36 @@ impl Source<'_> {
         if changed.is_empty() {
             return;
         }
+        self.committed_at = Some(Instant::now());
         let stored = changed.iter().filter_map(|id| {
             let partition = self.partitions.get(*id);
             Some((&partition.name, partition.stored?))
         });
         let sent = offsets(stored).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
-        for id in &changed {
-            let partition = self.partitions.get_mut(*id);
+        if let Err(error) = sent {
+            tracing::debug!(source = self.context.name, %error, "offsets were not committed");
+            return;
+        }
+        for id in changed {
+            let partition = self.partitions.get_mut(id);
             partition.committed = partition.stored;
         }
-        self.commits.pending = Some((Instant::now(), changed));
-        if let Err(error) = sent {
-            self.finish_commit(Some(error.to_string()));
-        }
     }
 
-    fn finish_commit(&mut self, failure: Option<String>) {
-        let pending = self.commits.pending.take();
-        let Some(reason) = failure else {
-            self.commits.was_reported = false;
-            return;
-        };
-        for id in pending.into_iter().flat_map(|(_, ids)| ids) {
-            self.partitions.get_mut(id).committed = None;
-        }
-        // Only the first failure is worth a warning.
-        let source = &self.context.name;
-        if std::mem::replace(&mut self.commits.was_reported, true) {
-            tracing::debug!(source, reason, "offsets were not committed to the group");
-        } else {
-            tracing::warn!(
-                source,
-                reason,
-                "offsets were not committed to the group, which shows too much lag; no record is affected"
-            );
-        }
-    }
-
-    /// Commits everything that is durable, and waits for the answer.
-    pub(super) fn commit_all(&mut self, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
-        let mut was_sent = false;
-        loop {
-            self.collect_reports();
-            if !self.commits.is_pending() && !std::mem::replace(&mut was_sent, true) {
-                let ids = self.partitions.select(|p| p.is_assigned);
-                self.commit(&ids);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || was_sent && !self.commits.is_pending() {
-                return;
-            }
-            // Messages that come now are not taken: they are read by the next run.
-            drop(self.consumer.poll(left.min(POLL_INTERVAL)));
+    /// Commits the durable offsets of these partitions, and waits for the answer.
+    pub(super) fn commit_and_wait(&mut self, ids: &[usize], timeout: Duration) {
+        self.collect_reports();
+        self.commit(ids);
+        let stored = ids.iter().filter_map(|id| {
+            let partition = self.partitions.get(*id);
+            Some((&partition.name, partition.stored?))
+        });
+        // The coordinator answers in order: once it has said what is committed, it has committed.
+        let confirmed =
+            offsets(stored).and_then(|list| self.consumer.committed_offsets(list, timeout));
+        if let Err(error) = confirmed {
+            let source = &self.context.name;
+            tracing::debug!(source, %error, "the group did not confirm the last offsets");
         }
     }
 }

@@ -214,6 +214,12 @@ mod tests {
         connection.update(Some(false), Errors::default());
         shown.push(connection.waits_for(&brokers, true));
         let shown: Vec<String> = shown.into_iter().flatten().collect();
-        insta::assert_snapshot!(shown.join("\n"), @"");
+        insta::assert_snapshot!(shown.join("\n"), @r#"
+        b:1: not connected yet
+        b:1: not connected: refused; reconnecting
+        b:1: no partition is assigned yet
+        b:1: not authorized
+        b:1: not connected; reconnecting
+        "#);
     }
 }

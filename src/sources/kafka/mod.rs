@@ -120,7 +120,8 @@ struct Source<'a> {
     /// When partitions without a start are tried again.
     retry_starts_at: Instant,
     revocation: Option<Revocation>,
-    commits: commit::Commits,
+    /// When offsets were committed last.
+    committed_at: Option<Instant>,
     connection: Connection,
     subscribed: BTreeSet<String>,
     topics_checked_at: Option<Instant>,
@@ -159,7 +160,7 @@ impl<'a> Source<'a> {
             accepted_resets: settings.accepted_resets,
             retry_starts_at: Instant::now(),
             revocation: None,
-            commits: commit::Commits::default(),
+            committed_at: None,
             connection: Connection::default(),
             subscribed: BTreeSet::new(),
             topics_checked_at: None,
@@ -373,7 +374,8 @@ impl<'a> Source<'a> {
     fn stop(&mut self) {
         self.handoff.close();
         if self.handoff.wait_idle(STOP_WRITE_TIMEOUT) && self.connection.is_up() {
-            self.commit_all(STOP_COMMIT_TIMEOUT);
+            let ids = self.partitions.select(|p| p.is_assigned);
+            self.commit_and_wait(&ids, STOP_COMMIT_TIMEOUT);
         }
         self.release();
     }

@@ -15,12 +15,13 @@ use super::topics::TopicPartition;
 use super::{Source, SourceError};
 
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long their last commit may take.
+const COMMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Partitions that are being given back.
 pub(super) struct Revocation {
     partitions: Vec<usize>,
     deadline: Instant,
-    has_committed: bool,
 }
 
 impl Source<'_> {
@@ -79,13 +80,12 @@ impl Source<'_> {
         self.revocation = Some(Revocation {
             partitions: ids,
             deadline: Instant::now() + REVOKE_TIMEOUT,
-            has_committed: false,
         });
     }
 
     /// Gives partitions back once they are drained and their offsets are committed.
     fn continue_revocation(&mut self) -> Result<(), SourceError> {
-        let Some(mut revocation) = self.revocation.take() else {
+        let Some(revocation) = self.revocation.take() else {
             return Ok(());
         };
         let is_over = Instant::now() >= revocation.deadline;
@@ -93,15 +93,11 @@ impl Source<'_> {
             .partitions
             .iter()
             .all(|id| self.partitions.get(*id).is_drained());
-        if is_drained && !revocation.has_committed && !self.commits.is_pending() {
-            revocation.has_committed = true;
-            self.commit(&revocation.partitions);
-        }
-        let is_committed = revocation.has_committed && !self.commits.is_pending();
-        if !is_committed && !is_over {
+        if !is_drained && !is_over {
             self.revocation = Some(revocation);
             return Ok(());
         }
+        self.commit_and_wait(&revocation.partitions, COMMIT_TIMEOUT);
         self.unassign(&revocation.partitions)?;
         for id in revocation.partitions {
             let partition = self.partitions.get_mut(id);
