@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::server::Server;
-use crate::support::{Bench, wait_until};
+use crate::support::{TestFolder, wait_until};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const GROUP: &str = "weir-test";
@@ -98,9 +99,13 @@ impl Cluster {
     }
 
     /// Configures a source of this cluster, with more keys.
-    fn configure(&self, bench: &Bench, keys: &str) {
-        bench.configure(&format!(
-            "[[sources]]\nname = \"broker\"\ntype = \"kafka\"\nbrokers = [\"{}\"]\ngroup = \"{GROUP}\"\n{keys}\n{STREAM}",
+    fn configure(&self, folder: &TestFolder, keys: &str) {
+        self.configure_stream(folder, keys, STREAM);
+    }
+
+    fn configure_stream(&self, folder: &TestFolder, keys: &str, stream: &str) {
+        folder.configure(&format!(
+            "[[sources]]\nname = \"broker\"\ntype = \"kafka\"\nbrokers = [\"{}\"]\ngroup = \"{GROUP}\"\n{keys}\n{stream}",
             self.mock.bootstrap_servers()
         ));
     }
@@ -108,24 +113,24 @@ impl Cluster {
 
 const NAMED: &str = "topics = { orders = \"events\" }";
 
-fn bench(cluster: &Cluster, keys: &str) -> Bench {
-    let bench = Bench::new("");
-    cluster.configure(&bench, keys);
-    bench
+fn folder(cluster: &Cluster, keys: &str) -> TestFolder {
+    let folder = TestFolder::new("");
+    cluster.configure(&folder, keys);
+    folder
 }
 
 /// Ids in the lake, each of which must be there once.
-fn ids(bench: &Bench) -> Vec<u64> {
-    let rows = bench.rows("select id from events order by id");
+fn ids(folder: &TestFolder) -> Vec<u64> {
+    let rows = folder.rows("select id from events order by id");
     rows.iter()
         .map(|row| row["id"].as_u64().expect("an id"))
         .collect()
 }
 
-fn server(bench: &Bench) -> Server {
-    let mut command: Command = bench.command(&["run"]);
+fn server(folder: &TestFolder) -> Server {
+    let mut command: Command = folder.command(&["run"]);
     command.env("WEIR_SERVER_HTTP", "127.0.0.1:0");
-    Server::start(&mut command, &bench.path("data"))
+    Server::start(&mut command, &folder.path("data"))
 }
 
 /// The number of events that a server shows.
@@ -142,12 +147,12 @@ fn each_record_of_all_partitions_is_there_once_and_a_second_run_adds_nothing() {
         let first = partition as u64 * 1_000;
         cluster.send("orders", partition, first..first + 700);
     }
-    let bench = bench(&cluster, NAMED);
-    bench.once();
+    let folder = folder(&cluster, NAMED);
+    folder.run_once();
     let expected: Vec<u64> = (0..3).flat_map(|p| p * 1_000..p * 1_000 + 700).collect();
-    assert_eq!(ids(&bench), expected);
+    assert_eq!(ids(&folder), expected);
     // Offsets are those of Kafka, and the group knows them.
-    let rows = bench.rows("select partition, source_offset from weir.sources order by partition");
+    let rows = folder.rows("select partition, source_offset from weir.sources order by partition");
     for (partition, row) in rows.iter().enumerate() {
         assert_eq!(row["partition"], format!("orders/{partition}"));
         assert_eq!(row["source_offset"], 700);
@@ -155,19 +160,19 @@ fn each_record_of_all_partitions_is_there_once_and_a_second_run_adds_nothing() {
     }
     assert_eq!(rows.len(), 3);
     let raw = "select count(*) from raw";
-    let before = bench.number(raw);
-    bench.once();
-    assert_eq!(ids(&bench), expected);
-    assert_eq!(bench.number(raw), before);
+    let before = folder.number(raw);
+    folder.run_once();
+    assert_eq!(ids(&folder), expected);
+    assert_eq!(folder.number(raw), before);
     // Only what is new is read, although others have moved the group's offsets.
     cluster.commit("orders", 0, 0);
     cluster.commit("orders", 1, 705);
     cluster.send("orders", 0, 10_000..10_010);
     cluster.send("orders", 1, 11_000..11_010);
-    bench.once();
+    folder.run_once();
     let new = (10_000..10_010).chain(11_000..11_010);
     assert_eq!(
-        ids(&bench),
+        ids(&folder),
         expected.into_iter().chain(new).collect::<Vec<_>>()
     );
 }
@@ -175,9 +180,9 @@ fn each_record_of_all_partitions_is_there_once_and_a_second_run_adds_nothing() {
 #[test]
 fn a_killed_server_resumes_at_its_own_positions() {
     let cluster = Cluster::new(&[("orders", 2)]);
-    let bench = bench(&cluster, NAMED);
+    let folder = folder(&cluster, NAMED);
     cluster.send("orders", 0, 0..500);
-    let first = server(&bench);
+    let first = server(&folder);
     wait_until("records are visible", || count(&first) == 500);
     cluster.send("orders", 1, 500..900);
     wait_until("new records are visible", || count(&first) == 900);
@@ -191,7 +196,7 @@ fn a_killed_server_resumes_at_its_own_positions() {
     // Dropping it kills it.
     drop(first);
     cluster.send("orders", 0, 900..1_000);
-    let second = server(&bench);
+    let second = server(&folder);
     wait_until("records of the outage are visible", || {
         count(&second) == 1_000
     });
@@ -205,8 +210,8 @@ fn a_topic_that_is_created_later_is_read_if_it_matches() {
     let cluster = Cluster::new(&[("shop.a", 1), ("other", 1)]);
     cluster.send("shop.a", 0, 0..10);
     cluster.send("other", 0, 1_000..1_010);
-    let bench = bench(&cluster, "pattern = \"^shop\\\\..*\"\nstream = \"events\"");
-    let server = server(&bench);
+    let folder = folder(&cluster, "pattern = \"^shop\\\\..*\"\nstream = \"events\"");
+    let server = server(&folder);
     wait_until("records are visible", || count(&server) == 10);
     cluster.mock.create_topic("shop.b", 2, 1).expect("a topic");
     cluster.send("shop.b", 1, 10..20);
@@ -223,15 +228,15 @@ fn a_topic_that_was_created_again_halts_its_partition_until_that_is_accepted() {
     let old = Cluster::new(&[("orders", 2)]);
     old.send("orders", 0, 0..10);
     old.send("orders", 1, 10..20);
-    let bench = bench(&old, NAMED);
-    bench.once();
+    let folder = folder(&old, NAMED);
+    folder.run_once();
     let new = Cluster::new(&[("orders", 2)]);
     new.send("orders", 0, 20..23);
     // Offsets 10 and 11 follow what was read.
     new.send("orders", 1, 100..110);
     new.send("orders", 1, 23..25);
-    new.configure(&bench, NAMED);
-    let halted = bench.output(&["run", "--once"]);
+    new.configure(&folder, NAMED);
+    let halted = folder.output(&["run", "--once"]);
     let message = String::from_utf8_lossy(&halted.stderr).into_owned();
     assert_eq!(halted.status.code(), Some(1), "{message}");
     assert!(
@@ -241,13 +246,13 @@ fn a_topic_that_was_created_again_halts_its_partition_until_that_is_accepted() {
     assert!(!message.contains("accept-reset orders/1"), "{message}");
     // The other partition was read.
     let mut expected: Vec<u64> = (0..20).chain(23..25).collect();
-    assert_eq!(ids(&bench), expected);
-    let accepted = bench.output(&["run", "--once", "--accept-reset", "orders/0"]);
+    assert_eq!(ids(&folder), expected);
+    let accepted = folder.output(&["run", "--once", "--accept-reset", "orders/0"]);
     let message = String::from_utf8_lossy(&accepted.stderr).into_owned();
     assert!(accepted.status.success(), "{message}");
     expected = (0..25).collect();
-    assert_eq!(ids(&bench), expected);
-    let gaps = bench.rows("select source, reason from weir.gaps");
+    assert_eq!(ids(&folder), expected);
+    let gaps = folder.rows("select source, reason from weir.gaps");
     assert_eq!(gaps.len(), 1);
     assert_eq!(gaps[0]["source"], "broker");
     let reason = gaps[0]["reason"].as_str().expect("a reason");
@@ -256,23 +261,23 @@ fn a_topic_that_was_created_again_halts_its_partition_until_that_is_accepted() {
         "{reason}"
     );
     // It was accepted once, and is over.
-    bench.once();
-    assert_eq!(ids(&bench), expected);
+    folder.run_once();
+    assert_eq!(ids(&folder), expected);
 }
 
 #[test]
 fn offsets_that_the_broker_removed_halt_a_partition_of_a_running_server() {
     let cluster = Cluster::new(&[("orders", 2)]);
     cluster.send("orders", 0, 0..5);
-    let bench = bench(&cluster, NAMED);
-    bench.once();
+    let folder = folder(&cluster, NAMED);
+    folder.run_once();
     // The mock keeps 5 MiB of a partition.
     let filler = "x".repeat(100_000);
     for _ in 0..80 {
         cluster.send_payload("orders", 0, Some(&filler));
     }
     cluster.send("orders", 1, 100..110);
-    let running = server(&bench);
+    let running = server(&folder);
     wait_until("the other partition is read", || count(&running) == 15);
     let (status, ready) = running.get("/readyz");
     assert_eq!(status, 200, "{ready}");
@@ -289,11 +294,11 @@ fn offsets_that_the_broker_removed_halt_a_partition_of_a_running_server() {
     assert!(reason.starts_with("orders/0: offsets 5 to "), "{reason}");
     drop(running);
     // What is left are fillers, each a dead letter with Kafka's offset.
-    let accepted = bench.output(&["run", "--once", "--accept-reset", "orders/0"]);
+    let accepted = folder.output(&["run", "--once", "--accept-reset", "orders/0"]);
     assert!(accepted.status.success());
-    let first = bench.number("select min(source_offset) from dead_letters");
-    assert!(first > 5 && bench.number("select max(source_offset) from dead_letters") == 84);
-    let gaps = bench.rows("select reason from weir.gaps");
+    let first = folder.number("select min(source_offset) from dead_letters");
+    assert!(first > 5 && folder.number("select max(source_offset) from dead_letters") == 84);
+    let gaps = folder.rows("select reason from weir.gaps");
     assert_eq!(
         gaps[0]["reason"],
         format!(
@@ -309,44 +314,120 @@ fn sql(server: &Server, query: &str) -> Vec<Value> {
     answer["rows"].as_array().cloned().unwrap_or_default()
 }
 
-#[test]
-fn records_without_a_payload_are_dead_letters_and_an_array_has_several() {
+/// Messages with and without values, and what is stored of the second, which has none.
+fn run_with_tombstones(tombstone: &str) -> (TestFolder, Vec<Value>) {
     let cluster = Cluster::new(&[("orders", 1)]);
-    cluster.send_payload(
-        "orders",
-        0,
-        Some("[{\"id\":1,\"at\":1},{\"id\":2,\"at\":2}]"),
-    );
+    let two = "[{\"id\":1,\"at\":1},{\"id\":2,\"at\":2}]";
+    cluster.send_payload("orders", 0, Some(two));
     cluster.send_payload("orders", 0, None);
     cluster.send_payload("orders", 0, Some("[]"));
     cluster.send("orders", 0, 3..5);
-    let bench = bench(&cluster, NAMED);
-    bench.once();
-    assert_eq!(ids(&bench), [1, 2, 3, 4]);
-    let dead = bench.rows("select source_offset, bytes from dead_letters");
-    assert_eq!(dead.len(), 1);
-    assert_eq!(dead[0]["source_offset"], 1);
+    let folder = folder(&cluster, &format!("{NAMED}\ntombstone = \"{tombstone}\""));
+    folder.run_once();
+    let dead = folder.rows("select partition, source_offset, reason from dead_letters");
+    (folder, dead)
+}
+
+#[test]
+fn messages_without_a_value_are_dead_letters_or_left_out_and_an_array_has_several() {
+    let (folder, dead) = run_with_tombstones("dead_letter");
+    assert_eq!(ids(&folder), [1, 2, 3, 4]);
+    let expected = json!({
+        "partition": "orders/0",
+        "source_offset": 1,
+        "reason": "the message has no value (a tombstone)",
+    });
+    assert_eq!(dead, [expected]);
+    let (folder, dead) = run_with_tombstones("skip");
+    assert_eq!(ids(&folder), [1, 2, 3, 4]);
+    assert!(dead.is_empty(), "{dead:?}");
+    let raw = folder.rows("select attributes from raw where source_offset = 1");
+    let attributes = raw[0]["attributes"].as_str().expect("attributes");
+    assert!(
+        attributes.contains("\"tombstone\":\"skip\""),
+        "{attributes}"
+    );
+    // A row needs `id`, which a message without a value lacks.
+    let (_, dead) = run_with_tombstones("row");
+    assert_eq!(dead[0]["reason"], "id: missing");
+}
+
+/// A stream of the columns that Kafka's messages have.
+const MESSAGE_COLUMNS: &str = r#"[streams.events]
+schema = "v int"
+select = """select kafka_timestamp as event_time, v, kafka_key as id,
+  kafka_headers['trace'] as trace, kafka_topic as topic, kafka_partition as part, kafka_offset as off
+  from events"""
+require = ["id <> 'wrong'"]
+"#;
+
+#[test]
+fn keys_headers_and_places_of_messages_are_columns_also_after_a_rebuild_and_a_retry() {
+    let cluster = Cluster::new(&[("orders", 2)]);
+    for (n, key) in ["a", "b", "wrong"].iter().enumerate() {
+        let trace = OwnedHeaders::new().insert(Header {
+            key: "trace",
+            value: Some(format!("t{n}").as_str()),
+        });
+        let mut record = BaseRecord::<str, str>::to("orders")
+            .partition(1)
+            .key(key)
+            .timestamp(1_465_520_400_000 + n as i64)
+            .headers(trace);
+        // The second has no value: it is a row with what its message carries.
+        if n != 1 {
+            record = record.payload("{\"v\":7}");
+        }
+        cluster
+            .producer
+            .send(record)
+            .map_err(|(e, _)| e)
+            .expect("room");
+    }
+    cluster.producer.flush(TIMEOUT).expect("sent");
+    let folder = TestFolder::new("");
+    let keys = format!("{NAMED}\ntombstone = \"row\"");
+    cluster.configure_stream(&folder, &keys, MESSAGE_COLUMNS);
+    folder.run_once();
+    let query = "select v, id, trace, topic, part, off, event_time from events order by off";
+    let row = |v: Option<i32>, id: &str, off: u64| {
+        json!({
+            "v": v, "id": id, "trace": format!("t{off}"), "topic": "orders", "part": 1, "off": off,
+            "event_time": format!("2016-06-10T01:00:00.00{off}Z"),
+        })
+    };
+    let mut expected = vec![row(Some(7), "a", 0), row(None, "b", 1)];
+    assert_eq!(folder.rows(query), expected);
+    // The third is resubmitted with what its message carried.
+    let without_rule = MESSAGE_COLUMNS.replace("wrong", "nothing");
+    cluster.configure_stream(&folder, &keys, &without_rule);
+    folder.run_once();
+    folder.succeed(&["dead-letters", "retry"]);
+    expected.push(row(Some(7), "wrong", 2));
+    assert_eq!(folder.rows(query), expected);
+    folder.succeed(&["rebuild", "events"]);
+    assert_eq!(folder.rows(query), expected);
 }
 
 #[test]
 fn latest_is_a_position_from_its_first_start_on() {
     let cluster = Cluster::new(&[("orders", 1)]);
     cluster.send("orders", 0, 0..5);
-    let bench = bench(&cluster, &format!("{NAMED}\nfrom = \"latest\""));
-    bench.once();
-    assert_eq!(ids(&bench), [0; 0]);
+    let folder = folder(&cluster, &format!("{NAMED}\nfrom = \"latest\""));
+    folder.run_once();
+    assert_eq!(ids(&folder), [0; 0]);
     cluster.send("orders", 0, 5..8);
-    bench.once();
-    assert_eq!(ids(&bench), [5, 6, 7]);
+    folder.run_once();
+    assert_eq!(ids(&folder), [5, 6, 7]);
 }
 
 #[test]
 fn a_topic_that_does_not_exist_and_a_broker_that_is_gone_are_named() {
     let cluster = Cluster::new(&[("orders", 1)]);
-    let bench = bench(&cluster, "topics = { orders = \"events\" }");
+    let folder = folder(&cluster, "topics = { orders = \"events\" }");
     cluster.mock.broker_down(-1).expect("down");
     // A server waits, and stops at once when it is asked to.
-    let running = server(&bench);
+    let running = server(&folder);
     wait_until("it says why it waits", || {
         let status = running.get("/api/v1/status").1;
         let source = &status["sources"][0];
@@ -357,8 +438,8 @@ fn a_topic_that_does_not_exist_and_a_broker_that_is_gone_are_named() {
     cluster.send("orders", 0, 0..3);
     wait_until("it reads", || count(&running) == 3);
     drop(running);
-    let wrong = bench.path("wrong.toml");
-    let text = std::fs::read_to_string(bench.path("weir.toml")).expect("a file");
+    let wrong = folder.path("wrong.toml");
+    let text = std::fs::read_to_string(folder.path("weir.toml")).expect("a file");
     std::fs::write(
         &wrong,
         text.replace("group = ", "security = { protocol = \"tls\" }\ngroup = "),

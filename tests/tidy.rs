@@ -70,7 +70,7 @@ const IMPORTS: [(&str, &str); 27] = [
     ("lib", ""),
     ("main", ""),
     ("testing", "storage"),
-    ("config", "event ids presets"),
+    ("config", "event ids message presets"),
     ("wal", "message storage"),
     ("decode", "bounds event message schema"),
     ("schema", "config event ids threads"),
@@ -82,7 +82,7 @@ const IMPORTS: [(&str, &str); 27] = [
     ),
     (
         "sources",
-        "bounds clock config event ingest operators storage threads wal",
+        "bounds clock config event ingest message operators storage threads wal",
     ),
     (
         "operators",

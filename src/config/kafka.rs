@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::raw;
 use super::units::parse_time;
 use crate::event::Micros;
+use crate::message::Tombstone;
 
 /// The consumer group where none is named.
 const DEFAULT_GROUP: &str = "weir";
@@ -22,6 +23,8 @@ pub struct KafkaDef {
     pub group: String,
     /// Where a partition begins of which the log has no position.
     pub from: StartFrom,
+    /// What becomes of messages without a value.
+    pub tombstone: Tombstone,
     pub security: Security,
 }
 
@@ -124,11 +127,7 @@ pub(super) enum KafkaKeyError {
         "from = \"{0}\": write \"earliest\", \"latest\", or a time such as \"2016-06-10T01:00:00Z\""
     )]
     From(String),
-    #[error(
-        "tombstone = \"{0}\" is not supported yet: records without a payload are dead letters; write \"dead_letter\" or remove the key"
-    )]
-    TombstoneNotBuilt(String),
-    #[error("tombstone = \"{0}\": write \"dead_letter\"")]
+    #[error("tombstone = \"{0}\": write \"dead_letter\", \"row\" or \"skip\"")]
     Tombstone(String),
     #[error(
         "security: protocol = \"{0}\": write \"plaintext\", \"ssl\", \"sasl_plaintext\" or \"sasl_ssl\""
@@ -185,17 +184,11 @@ pub(super) fn def(
     if group.is_empty() {
         return Err(KafkaKeyError::Group);
     }
-    match typed.tombstone.as_deref() {
-        None | Some("dead_letter") => {}
-        Some(policy @ ("row" | "skip")) => {
-            return Err(KafkaKeyError::TombstoneNotBuilt(policy.to_owned()));
-        }
-        Some(other) => return Err(KafkaKeyError::Tombstone(other.to_owned())),
-    }
     Ok(KafkaDef {
         brokers: brokers(typed.brokers.as_deref().unwrap_or_default())?,
         topics,
         group,
+        tombstone: tombstone(typed.tombstone.as_deref())?,
         from: start_from(typed.from.as_deref().unwrap_or("earliest"))?,
         security: typed
             .security
@@ -249,6 +242,16 @@ fn last_line(message: &str) -> String {
 fn is_topic(name: &str) -> bool {
     let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=249).contains(&name.len()) && name.chars().all(is_legal) && !matches!(name, "." | "..")
+}
+
+fn tombstone(word: Option<&str>) -> Result<Tombstone, KafkaKeyError> {
+    let Some(word) = word else {
+        return Ok(Tombstone::default());
+    };
+    Tombstone::ALL
+        .into_iter()
+        .find(|tombstone| tombstone.name() == word)
+        .ok_or_else(|| KafkaKeyError::Tombstone(word.to_owned()))
 }
 
 fn start_from(text: &str) -> Result<StartFrom, KafkaKeyError> {
@@ -349,14 +352,17 @@ mod tests {
             (named.group.as_str(), named.from),
             ("weir", StartFrom::Earliest)
         );
-        let pattern =
-            checked("pattern = \"^a\\\\..*\"\nstream = \"s\"\nfrom = \"latest\"\ngroup = \"g\"");
+        assert_eq!(named.tombstone, Tombstone::DeadLetter);
+        let pattern = checked(
+            "pattern = \"^a\\\\..*\"\nstream = \"s\"\nfrom = \"latest\"\ngroup = \"g\"\ntombstone = \"skip\"",
+        );
         let pattern = pattern.expect("valid");
         assert_eq!(pattern.topics.streams(), BTreeSet::from(["s"]));
         assert_eq!(
             (pattern.group.as_str(), pattern.from),
             ("g", StartFrom::Latest)
         );
+        assert_eq!(pattern.tombstone, Tombstone::Skip);
         let time = checked("topics = { c = \"s\" }\nfrom = \"1970-01-01T00:00:01Z\"");
         assert_eq!(time.expect("valid").from, StartFrom::Time(1_000_000));
     }
@@ -400,7 +406,6 @@ mod tests {
             format!("{topics}path = \"x\""),
             format!("{topics}group = \"\""),
             format!("{topics}from = \"now-15m\""),
-            format!("{topics}tombstone = \"skip\""),
             format!("{topics}tombstone = \"drop\""),
             format!("{topics}security = {{ protocol = \"tls\" }}"),
             format!("{topics}security = {{ protocol = \"ssl\", user = \"u\" }}"),
@@ -422,8 +427,7 @@ mod tests {
         `path` is not a key of type = "kafka"; remove the key
         group = "": name the consumer group, or remove the key for "weir"
         from = "now-15m": write "earliest", "latest", or a time such as "2016-06-10T01:00:00Z"
-        tombstone = "skip" is not supported yet: records without a payload are dead letters; write "dead_letter" or remove the key
-        tombstone = "drop": write "dead_letter"
+        tombstone = "drop": write "dead_letter", "row" or "skip"
         security: protocol = "tls": write "plaintext", "ssl", "sasl_plaintext" or "sasl_ssl"
         security: protocol = "ssl" has no use for the key `user`; remove the key
         security: the file none.pem does not exist

@@ -6,6 +6,7 @@ use super::super::batcher::{BatchLimits, RecordBatcher};
 use super::super::{Context, message};
 use crate::bounds::MAX_ELEMENTS;
 use crate::ingest::Submission;
+use crate::message::MessageMetadata;
 use crate::wal::{FrameAttributes, Kind};
 
 /// Records and bytes that fill a frame.
@@ -19,6 +20,8 @@ pub(super) struct Batch {
     batcher: RecordBatcher,
     /// Per record the offset of its message: messages with several records repeat it.
     offsets: Vec<u64>,
+    /// Per record what its message carries beside its value.
+    messages: Vec<MessageMetadata>,
     /// The offset at which the batch begins, and the one after its last message. There may be
     /// offsets without a record between them: those of removed records and of transactions.
     previous_offset: u64,
@@ -36,6 +39,7 @@ impl Batch {
                 frame_bytes: FRAME_BYTES,
             }),
             offsets: Vec::new(),
+            messages: Vec::new(),
             previous_offset,
             next_offset: previous_offset,
             bytes: 0,
@@ -43,19 +47,40 @@ impl Batch {
         }
     }
 
-    /// Adds a message. Without a payload it is a record without bytes, which the decoder rejects.
-    pub fn push(&mut self, context: &Context, offset: u64, payload: Option<&[u8]>) {
+    /// Adds a message. Without a payload it is a record without bytes, whose metadata says what
+    /// becomes of it.
+    pub fn push(
+        &mut self,
+        context: &Context,
+        offset: u64,
+        payload: Option<&[u8]>,
+        metadata: MessageMetadata,
+    ) {
         let payload = payload.unwrap_or_default();
-        let (batcher, offsets) = (&mut self.batcher, &mut self.offsets);
+        let size = stored_bytes(context, payload, metadata.heap_bytes());
+        self.next_offset = offset + 1;
+        self.bytes += size;
+        if context.record_limits.is_exceeded_by(size as u64) {
+            // One record, without key and headers: they are part of what is too long.
+            self.batcher.push_prefix(payload, size as u64);
+            self.offsets.push(offset);
+            self.messages.push(MessageMetadata {
+                timestamp_ms: metadata.timestamp_ms,
+                ..MessageMetadata::default()
+            });
+            return;
+        }
+        let (batcher, offsets, messages) =
+            (&mut self.batcher, &mut self.offsets, &mut self.messages);
         let mut push = |record: &[u8]| {
             offsets.push(offset);
+            messages.push(metadata.clone());
             batcher.push(record);
         };
         // A message with too many records is one record, which the decoder rejects with this reason,
         // and so is an empty one.
-        let is_one_record = payload.trim_ascii().is_empty()
-            || context.record_limits.is_exceeded_by(payload.len() as u64)
-            || message::has_more_than(payload, MAX_ELEMENTS);
+        let is_one_record =
+            payload.trim_ascii().is_empty() || message::has_more_than(payload, MAX_ELEMENTS);
         if is_one_record {
             push(payload);
         } else {
@@ -63,17 +88,15 @@ impl Batch {
                 push(record);
             });
         }
-        self.next_offset = offset + 1;
-        self.bytes += payload.len();
     }
 
-    /// Bytes of its messages.
+    /// Bytes of its messages, with keys and headers.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     pub fn is_full(&self) -> bool {
-        self.batcher.is_full()
+        self.batcher.is_full() || self.bytes >= FRAME_BYTES
     }
 
     /// Whether its first message has waited long enough for others.
@@ -98,6 +121,7 @@ impl Batch {
             previous_offset: self.previous_offset,
             attributes: FrameAttributes {
                 offsets: self.offsets,
+                messages: self.messages,
                 next_offset: Some(self.next_offset),
                 ..frame.attributes
             },
@@ -109,6 +133,20 @@ impl Batch {
     pub fn next_offset(&self) -> u64 {
         self.next_offset
     }
+}
+
+/// Bytes that a message takes in a frame: key and headers, of `metadata_bytes`, are stored with each
+/// of its records, so that an array with a long key may become very large.
+fn stored_bytes(context: &Context, payload: &[u8], metadata_bytes: usize) -> usize {
+    // A record takes two bytes and a comma at least.
+    let max_records = payload.len() / 3 + 1;
+    let most = payload.len() + max_records.saturating_mul(metadata_bytes);
+    if !context.record_limits.is_exceeded_by(most as u64) {
+        return payload.len() + metadata_bytes;
+    }
+    let mut records = 0;
+    message::each_at(payload, context.unwrap.as_deref(), &mut |_, _| records += 1);
+    payload.len() + metadata_bytes.saturating_mul(records.max(1))
 }
 
 /// A control frame that stores where a partition continues.

@@ -239,12 +239,14 @@ mod tests {
 
     use super::*;
     use crate::config::{StartFrom, Topics};
+    use crate::message::Tombstone;
 
     fn def(security: Security) -> KafkaDef {
         KafkaDef {
             brokers: vec!["a:1".into(), "b:2".into()],
             topics: Topics::Named(BTreeMap::new()),
             group: "g".into(),
+            tombstone: Tombstone::default(),
             from: StartFrom::Earliest,
             security,
         }

@@ -7,7 +7,8 @@
 //!
 //! In the order in which data flows: `client` configures the client library, whose reports
 //! `callbacks` collects; `topics` maps topics to streams; `rebalance` takes and returns partitions
-//! and `starts` begins them where `assignment` decides; `batch` puts messages into frames, which
+//! and `starts` begins them where `assignment` decides; `batch` puts messages into frames
+//! with their `metadata`, which
 //! `handoff` passes to the thread that writes them; `commit` commits what is durable; `bounded` is
 //! what a run with an end does differently, `health` what status shows. `partitions` is the state
 //! that all of them work on.
@@ -23,6 +24,7 @@ mod client;
 mod commit;
 mod handoff;
 mod health;
+mod metadata;
 mod partitions;
 mod rebalance;
 mod starts;
@@ -41,6 +43,7 @@ use self::callbacks::is_of_position;
 use self::client::{Consumer, broker_error};
 use self::handoff::{Handoff, PartitionFrame};
 use self::health::Connection;
+use self::metadata::metadata_of;
 use self::partitions::{PartitionTable, Phase};
 use self::rebalance::Revocation;
 use self::topics::{TopicFilter, TopicPartition};
@@ -248,7 +251,8 @@ impl<'a> Source<'a> {
         let batch = partition
             .batch
             .get_or_insert_with(|| Batch::new(context, taken));
-        batch.push(context, offset, message.payload());
+        let metadata = metadata_of(message, self.def.tombstone);
+        batch.push(context, offset, message.payload(), metadata);
         partition.taken = Some(offset + 1);
         if batch.is_full() {
             self.finish_batch(id);
