@@ -314,7 +314,7 @@ pub fn records(count: usize, seed: u64) -> Vec<Value> {
                 0 => {}
                 1 => {
                     duplicate["mtime"] =
-                        json!(duplicate["mtime"].as_i64().expect("a number") / 1000 * 1000)
+                        json!(duplicate["mtime"].as_i64().expect("a number") / 1000 * 1000);
                 }
                 _ => duplicate["guests"] = json!(numbers.below(4)),
             }

@@ -54,7 +54,7 @@ impl Batch {
         context: &Context,
         offset: u64,
         payload: Option<&[u8]>,
-        metadata: MessageMetadata,
+        metadata: &MessageMetadata,
     ) {
         let payload = payload.unwrap_or_default();
         let size = stored_bytes(context, payload, metadata.heap_bytes());

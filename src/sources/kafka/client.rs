@@ -286,7 +286,7 @@ mod tests {
         };
         for (security, limits, fetch_bytes) in [
             (Security::default(), LIMITS, 0),
-            (encrypted.clone(), LIMITS, 64 << 20),
+            (encrypted, LIMITS, 64 << 20),
             (
                 Security::default(),
                 RecordLimits {

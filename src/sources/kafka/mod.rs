@@ -252,7 +252,7 @@ impl<'a> Source<'a> {
             .batch
             .get_or_insert_with(|| Batch::new(context, taken));
         let metadata = metadata_of(message, self.def.tombstone);
-        batch.push(context, offset, message.payload(), metadata);
+        batch.push(context, offset, message.payload(), &metadata);
         partition.taken = Some(offset + 1);
         if batch.is_full() {
             self.finish_batch(id);
