@@ -23,7 +23,7 @@ pub fn bytes(segment: u64, disk: Option<u64>) -> u64 {
         .min(segment)
 }
 
-/// [`bytes`] for a data folder.
+/// [`bytes()`] for a data folder.
 pub fn bytes_of(config: &Config) -> u64 {
     let disk = crate::storage::capacity(&config.data);
     bytes(

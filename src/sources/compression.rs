@@ -62,7 +62,7 @@ impl std::fmt::Display for UnsupportedFormat {
     }
 }
 
-/// Why the content ends early; [`ContentError::from_io`] finds it in an [`io::Error`].
+/// Why the content ends early; it comes inside an [`io::Error`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ContentError {
     /// It may still be being written; reading again continues once there is more.
