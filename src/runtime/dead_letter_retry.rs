@@ -181,6 +181,7 @@ struct RetryBatch {
     dead_letters: Vec<Lsn>,
     offsets: Vec<u64>,
     messages: Vec<MessageMetadata>,
+    metadata_bytes: usize,
 }
 
 impl RetryBatch {
@@ -189,6 +190,7 @@ impl RetryBatch {
         self.dead_letters.push(letter.lsn);
         if let Some(message) = letter.message {
             self.offsets.push(message.offset);
+            self.metadata_bytes += message.metadata.heap_bytes();
             self.messages.push(message.metadata);
         }
     }
@@ -198,7 +200,7 @@ impl RetryBatch {
     fn is_complete_before(&self, letter: &DeadLetterRow) -> bool {
         let last = self.offsets.last();
         self.dead_letters.len() >= FRAME_RECORDS
-            || self.records.bytes() >= FRAME_BYTES
+            || self.records.bytes() + self.metadata_bytes >= FRAME_BYTES
             || letter
                 .message
                 .as_ref()

@@ -12,6 +12,8 @@ use crate::wal::{FrameAttributes, Kind};
 /// Records and bytes that fill a frame.
 const FRAME_RECORDS: usize = 1_024;
 const FRAME_BYTES: usize = 1 << 20;
+/// Bytes of one message in a frame, with key and headers repeated in each of its records.
+const MAX_STORED_BYTES: usize = 16 << 20;
 /// How long the first message of a frame waits for others.
 pub(super) const BATCH_DELAY: Duration = Duration::from_millis(50);
 
@@ -57,12 +59,13 @@ impl Batch {
         metadata: &MessageMetadata,
     ) {
         let payload = payload.unwrap_or_default();
-        let size = stored_bytes(context, payload, metadata.heap_bytes());
+        let size = payload.len() + metadata.heap_bytes();
+        let stored = stored_bytes(context, payload, metadata.heap_bytes());
         self.next_offset = offset + 1;
-        self.bytes += size;
-        if context.record_limits.is_exceeded_by(size as u64) {
+        self.bytes += stored.min(MAX_STORED_BYTES);
+        if context.record_limits.is_exceeded_by(size as u64) || stored > MAX_STORED_BYTES {
             // One record, without key and headers: they are part of what is too long.
-            self.batcher.push_prefix(payload, size as u64);
+            self.batcher.push_prefix(payload, size.max(stored) as u64);
             self.offsets.push(offset);
             self.messages.push(MessageMetadata {
                 timestamp_ms: metadata.timestamp_ms,
@@ -104,14 +107,14 @@ impl Batch {
         now.saturating_duration_since(self.started) >= BATCH_DELAY
     }
 
-    /// The frame, after which the partition continues. Messages that are empty arrays have no
-    /// records: if all are, the frame only moves the partition.
-    pub fn finish(self, context: &Context, stream: &str, partition: &str) -> Submission {
+    /// The frame, after which the partition continues; none if all messages are empty arrays, which
+    /// have no records.
+    pub fn finish(self, context: &Context, stream: &str, partition: &str) -> Option<Submission> {
         if self.batcher.is_empty() {
-            return position_frame(context, stream, partition, self.next_offset);
+            return None;
         }
         let frame = self.batcher.finish().into_submission(&context.name, stream);
-        Submission {
+        Some(Submission {
             partition: partition.to_owned(),
             first_offset: self
                 .offsets
@@ -126,7 +129,7 @@ impl Batch {
                 ..frame.attributes
             },
             ..frame
-        }
+        })
     }
 
     /// The offset after its last message.
@@ -138,10 +141,10 @@ impl Batch {
 /// Bytes that a message takes in a frame: key and headers, of `metadata_bytes`, are stored with each
 /// of its records, so that an array with a long key may become very large.
 fn stored_bytes(context: &Context, payload: &[u8], metadata_bytes: usize) -> usize {
-    // A record takes two bytes and a comma at least.
-    let max_records = payload.len() / 3 + 1;
+    // A record takes a byte and a comma at least.
+    let max_records = payload.len() / 2 + 1;
     let most = payload.len() + max_records.saturating_mul(metadata_bytes);
-    if !context.record_limits.is_exceeded_by(most as u64) {
+    if most <= MAX_STORED_BYTES {
         return payload.len() + metadata_bytes;
     }
     let mut records = 0;

@@ -26,6 +26,8 @@ pub(super) enum Rebalance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PartitionStatistics {
     pub name: TopicPartition,
+    /// Its leader is connected: what is known of its end is up to date.
+    pub is_led: bool,
     /// The offset after the last committed record.
     pub high: Option<u64>,
     /// The offset after the last message, or marker of a transaction, passed to the source.
@@ -77,6 +79,16 @@ pub(super) fn is_of_position(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// Whether a batch of records could not be read.
+pub(super) fn is_of_content(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::BadMessage
+            | RDKafkaErrorCode::BadCompression
+            | RDKafkaErrorCode::NotImplemented
+    )
+}
+
 /// The callbacks of one consumer.
 #[derive(Debug)]
 pub(super) struct Callbacks {
@@ -122,12 +134,17 @@ impl ClientContext for Callbacks {
 
     fn stats(&self, statistics: Statistics) {
         let is_connected = statistics.brokers.values().any(|b| b.state == "UP");
+        let is_up = |node: i32| {
+            let leader = statistics.brokers.values().find(|b| b.nodeid == node);
+            leader.is_some_and(|broker| broker.state == "UP")
+        };
         let offset = |value: i64| u64::try_from(value).ok();
         let partitions = statistics.topics.values().flat_map(|topic| {
             // A number below zero stands for messages without a partition.
             let known = topic.partitions.values().filter(|p| p.partition >= 0);
             known.map(|partition| PartitionStatistics {
                 name: TopicPartition::new(&topic.topic, partition.partition),
+                is_led: is_up(partition.leader),
                 high: offset(partition.ls_offset).or(offset(partition.hi_offset)),
                 passed: offset(partition.app_offset),
                 committed: offset(partition.committed_offset),

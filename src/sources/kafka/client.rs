@@ -61,6 +61,8 @@ fn settings(
             "queued.max.messages.kbytes",
             (fetch_bytes >> 10).to_string(),
         ),
+        // The library counts values alone: this bounds keys and headers.
+        ("queued.min.messages", text("10000")),
         ("fetch.max.bytes", fetch_bytes.to_string()),
         ("fetch.message.max.bytes", MIN_FETCH_BYTES.to_string()),
         ("receive.message.max.bytes", answer_bytes.to_string()),

@@ -33,6 +33,7 @@ impl Source<'_> {
         for known in statistics {
             if let Some(id) = self.partitions.find(&known.name.topic, known.name.number) {
                 let partition = self.partitions.get_mut(id);
+                partition.is_led = known.is_led;
                 partition.high = known.high.or(partition.high);
                 if partition.is_assigned {
                     partition.passed = known.passed.unwrap_or(partition.passed);

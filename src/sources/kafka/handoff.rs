@@ -26,7 +26,7 @@ pub(super) struct PartitionFrame {
 
 impl PartitionFrame {
     fn bytes(&self) -> usize {
-        self.submission.records.page().len()
+        self.submission.records.page().len() + self.submission.attributes.heap_bytes()
     }
 }
 

@@ -147,10 +147,10 @@ impl Source<'_> {
             Some(_) | None => {}
         }
         // Time passes in a silent partition only while it is known to be silent.
-        let is_read_to_end = |p: &Partition| p.phase == Phase::Reading && p.lag() == Some(0);
         let mut ours = self.partitions.iter().filter(|p| p.phase != Phase::Idle);
-        let may_be_silent = !self.context.once && !is_waiting && !self.is_paused;
-        let is_silent = may_be_silent && ours.all(is_read_to_end);
+        let may_be_silent =
+            !self.context.once && !is_waiting && !self.is_paused && self.outbox.is_empty();
+        let is_silent = may_be_silent && ours.all(Partition::is_silent);
         self.context
             .is_connected
             .store(is_silent, Ordering::Release);

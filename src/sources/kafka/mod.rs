@@ -39,7 +39,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 
 use self::batch::{BATCH_DELAY, Batch};
-use self::callbacks::is_of_position;
+use self::callbacks::{is_of_content, is_of_position};
 use self::client::{Consumer, broker_error};
 use self::handoff::{Handoff, PartitionFrame};
 use self::health::Connection;
@@ -60,6 +60,10 @@ const MAX_BATCH_BYTES: usize = 4 << 20;
 /// How long a full queue to the writer delays polling before fetching is paused: a pause drops
 /// what was fetched, and is worth it only if the writer waits for the log.
 const HANDOFF_WAIT: Duration = Duration::from_millis(500);
+/// Before partitions begin again after an error of a position, which may come of several of them.
+const RESTART_DELAY: Duration = Duration::from_millis(100);
+/// Before a batch that could not be read is fetched again.
+const REFETCH_DELAY: Duration = Duration::from_secs(1);
 /// How often topics of a pattern are looked for.
 const TOPICS_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a source that stops waits for the writer, for its last commit, and for the broker.
@@ -214,8 +218,7 @@ impl<'a> Source<'a> {
         for _ in 0..MAX_MESSAGES_PER_ROUND {
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
-                    bytes += message.payload_len();
-                    self.take(&message);
+                    bytes += self.take(&message);
                 }
                 Some(Err(error)) => self.handle_error(&error)?,
                 None => break,
@@ -228,13 +231,13 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Adds a message to its partition's batch.
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
+    /// Adds a message to its partition's batch; returns the bytes that it takes there.
+    fn take(&mut self, message: &BorrowedMessage<'_>) -> usize {
         let Some(id) = self.partitions.find(message.topic(), message.partition()) else {
-            return;
+            return 0;
         };
         let Ok(offset) = u64::try_from(message.offset()) else {
-            return;
+            return 0;
         };
         let context = self.context;
         let partition = self.partitions.get_mut(id);
@@ -242,21 +245,24 @@ impl<'a> Source<'a> {
             .taken
             .filter(|_| partition.phase == Phase::Reading)
         else {
-            return;
+            return 0;
         };
         // Never a record twice, whatever is delivered; nor, in a bounded run, one that came later.
         if offset < taken || partition.end.is_some_and(|end| offset >= end) {
-            return;
+            return 0;
         }
         let batch = partition
             .batch
             .get_or_insert_with(|| Batch::new(context, taken));
         let metadata = metadata_of(message, self.def.tombstone);
+        let before = batch.bytes();
         batch.push(context, offset, message.payload(), &metadata);
+        let bytes = batch.bytes() - before;
         partition.taken = Some(offset + 1);
         if batch.is_full() {
             self.finish_batch(id);
         }
+        bytes
     }
 
     /// Errors that last are in the reports of the client library, too.
@@ -264,11 +270,17 @@ impl<'a> Source<'a> {
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
             return Err(broker_error(self.def, &error.to_string()));
         }
-        if error.rdkafka_error_code().is_some_and(is_of_position) {
-            // It does not say of which partition: all begin again, each where it is.
-            return self.restart_partitions();
+        // It does not say of which partition: all begin again, each where it is.
+        match error.rdkafka_error_code() {
+            Some(code) if is_of_position(code) => self.restart_partitions(RESTART_DELAY),
+            // The library would continue after a batch that it cannot read. Fetched again it may be
+            // whole; until then nothing after it is taken.
+            Some(code) if is_of_content(code) => {
+                self.connection.set_problem(&error.to_string());
+                self.restart_partitions(REFETCH_DELAY)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Puts a partition's batch, if it has one, into the outbox.
@@ -276,7 +288,12 @@ impl<'a> Source<'a> {
         let partition = self.partitions.get_mut(id);
         if let Some(batch) = partition.batch.take() {
             let next_offset = batch.next_offset();
-            let submission = batch.finish(self.context, &partition.stream, &partition.label);
+            let Some(submission) = batch.finish(self.context, &partition.stream, &partition.label)
+            else {
+                // Empty arrays: the next frame stores where the partition is, and until then they
+                // may be read again.
+                return;
+            };
             self.outbox.push_back(PartitionFrame {
                 partition: id,
                 next_offset,

@@ -52,6 +52,8 @@ pub(super) struct Partition {
     /// The offset after what the client library passed to us, which includes markers of
     /// transactions.
     pub passed: u64,
+    /// Its leader is connected, by the last statistics.
+    pub is_led: bool,
     /// Arrival of the last record in the log.
     pub received_at: Option<Micros>,
     pub batch: Option<Batch>,
@@ -73,6 +75,7 @@ impl Partition {
             end: None,
             high: None,
             passed: 0,
+            is_led: false,
             received_at: None,
             batch: None,
         }
@@ -105,6 +108,16 @@ impl Partition {
     /// How far it was read, including offsets without a record.
     pub fn position(&self) -> Option<u64> {
         self.taken.map(|taken| taken.max(self.passed))
+    }
+
+    /// Whether it is known that the log has everything that the broker has, so that nothing but time
+    /// passes in it.
+    pub fn is_silent(&self) -> bool {
+        self.phase == Phase::Reading
+            && self.is_led
+            && self.lag() == Some(0)
+            && self.batch.is_none()
+            && self.is_drained()
     }
 
     /// Records that the broker has after the last one taken.

@@ -10,9 +10,11 @@ use rdkafka::consumer::Consumer as _;
 
 use super::callbacks::Rebalance;
 use super::client::{broker_error, offsets};
+use super::handoff::PartitionFrame;
 use super::partitions::Phase;
 use super::topics::TopicPartition;
 use super::{Source, SourceError};
+use crate::wal::Kind;
 
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long their last commit may take.
@@ -71,7 +73,13 @@ impl Source<'_> {
             .iter()
             .filter_map(|name| self.partitions.find(&name.topic, name.number))
             .collect();
-        self.outbox.retain(|frame| !ids.contains(&frame.partition));
+        let is_dropped = |frame: &PartitionFrame| ids.contains(&frame.partition);
+        // A reset that is not in the log yet is accepted again when the partition comes back.
+        let resets = self.outbox.iter().filter(|frame| is_dropped(frame));
+        let resets = resets.filter(|frame| frame.submission.kind == Kind::Gap);
+        self.accepted_resets
+            .extend(resets.map(|frame| frame.submission.partition.clone()));
+        self.outbox.retain(|frame| !is_dropped(frame));
         for id in &ids {
             let partition = self.partitions.get_mut(*id);
             partition.discard_unsent();
@@ -123,7 +131,11 @@ impl Source<'_> {
             let partition = self.partitions.get(*id);
             Some((&partition.name, partition.taken?))
         });
-        let assigned = offsets(starts).and_then(|list| self.consumer.incremental_assign(&list));
+        let assigned = offsets(starts).and_then(|list| {
+            self.consumer.incremental_assign(&list)?;
+            // The library keeps a pause beyond an assignment, which ends here.
+            self.consumer.resume(&list)
+        });
         assigned.map_err(|e| broker_error(self.def, &format!("cannot assign: {e}")))?;
         for id in ids {
             let partition = self.partitions.get_mut(*id);

@@ -20,8 +20,6 @@ use crate::wal::FrameAttributes;
 const ROUND: Duration = Duration::from_millis(300);
 /// Between two tries while the broker does not answer.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// Before partitions begin again after an error, which may come of several of them.
-const RESTART_DELAY: Duration = Duration::from_millis(100);
 
 impl Source<'_> {
     /// Begins partitions that were assigned, as many as there is time for.
@@ -77,9 +75,11 @@ impl Source<'_> {
         if is_bounded {
             partition.end.get_or_insert(broker.high);
         }
+        // It applies to the first start that is decided, whatever that is: not to a later one.
+        let is_reset_accepted = self.accepted_resets.remove(&self.partitions.get(id).label);
         // A reset that was accepted continues with the first record that the broker has.
         Ok(match start {
-            Start::Halt(reset) if self.accepted_resets.remove(&self.partitions.get(id).label) => {
+            Start::Halt(reset) if is_reset_accepted => {
                 self.record_reset(id, reset, broker.low);
                 Start::Continue(broker.low)
             }
@@ -156,16 +156,15 @@ impl Source<'_> {
         self.partitions.get_mut(id).taken = Some(offset);
     }
 
-    /// Begins every partition again, each where it is: the broker does not have the position of one
-    /// of them any more.
-    pub(super) fn restart_partitions(&mut self) -> Result<(), SourceError> {
+    /// Begins every partition again after a delay, each where it is: one of them has an error.
+    pub(super) fn restart_partitions(&mut self, delay: Duration) -> Result<(), SourceError> {
         let reading = self.partitions.select(|p| p.phase == Phase::Reading);
         self.unassign(&reading)?;
         for id in reading {
             self.finish_batch(id);
             self.partitions.get_mut(id).phase = Phase::Starting;
         }
-        self.retry_starts_at = Instant::now() + RESTART_DELAY;
+        self.retry_starts_at = Instant::now() + delay;
         Ok(())
     }
 }
