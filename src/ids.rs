@@ -229,8 +229,9 @@ impl FromStr for ViewId {
 
 /// A checkpoint that a view commits, as snapshots list it: up to there it has every row.
 ///
-/// Nothing asks what it is a checkpoint of, and the text alone does not say it: `search/recent` has
-/// the recent rows of a table `search`, or the index of a stream `recent`.
+/// Nothing asks what it is a checkpoint of, and the text alone does not say it: `search/recent` is
+/// that of the recent rows of a table `search`, or of the index of a stream `recent`. A
+/// configuration has one of the two at most, which is checked: in one map they would be one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CheckpointId(Name);

@@ -10,7 +10,7 @@ use super::raw::{ConfigFile, SystemTable};
 use super::stream::{Declarations, StreamDef, TableDef, WindowDef};
 use super::units::Span;
 use super::zone;
-use crate::ids::TableId;
+use crate::ids::{CheckpointId, TableId, ViewId};
 use crate::presets;
 
 /// System tables whose retention can be set.
@@ -177,7 +177,34 @@ fn check_clashes(declared: &Declarations, at: &SourceText<'_>) -> Result<(), Con
             return Err(at.error(at.line_of(&format!("[tables.\"{name}\"]")), message));
         }
     }
+    if let Some((other, name)) = clash_of_checkpoints(declared) {
+        let message = format!(
+            "streams `{other}` and `{name}`: a checkpoint of one would have the name of one of the other; rename one of them"
+        );
+        return Err(at.error(at.line_of(&format!("[streams.{name}]")), message));
+    }
     Ok(())
+}
+
+/// Two streams of which views would store checkpoints under one text: `search/recent` is that of the
+/// recent rows of a stream `search`, and that of the index of a stream `recent`.
+fn clash_of_checkpoints(declared: &Declarations) -> Option<(&str, &str)> {
+    let mut taken = BTreeMap::new();
+    for stream in declared.streams.keys() {
+        let table = TableId::stream(stream);
+        let indexes = [
+            ViewId::search(stream),
+            ViewId::places(stream),
+            ViewId::counts(stream),
+        ];
+        let tables = [CheckpointId::recent(&table), CheckpointId::late(&table)];
+        for id in indexes.iter().map(CheckpointId::from).chain(tables) {
+            if let Some(other) = taken.insert(id, stream.as_str()) {
+                return Some((other, stream));
+            }
+        }
+    }
+    None
 }
 
 /// The table of a window that something else is called.

@@ -402,6 +402,23 @@ mod tests {
     }
 
     #[test]
+    fn streams_whose_checkpoints_would_have_one_name_are_refused() {
+        let stream = |name: &str| format!("[streams.{name}]\npreset = \"rsvps\"\n");
+        for (a, b, clashes) in [
+            ("search", "recent", true),
+            ("places", "old", true),
+            ("counts", "recent", true),
+            ("recent", "old", false),
+            ("search", "places", false),
+            ("lake", "recent", false),
+        ] {
+            let error = parsed(&(stream(a) + &stream(b))).err().unwrap_or_default();
+            let is_refused = error.contains("a checkpoint of one");
+            assert_eq!(is_refused, clashes, "{a} {b}: {error}");
+        }
+    }
+
+    #[test]
     fn messages_say_where_and_what_to_do() {
         let wrong = [
             "[log]\nsgment = \"64MiB\"",
