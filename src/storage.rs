@@ -16,7 +16,8 @@ pub trait File: Send + Sync {
     /// Writes all bytes at this offset; durable only after [`Self::sync`].
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Fills `bytes` from this offset.
-    /// // # Errors
+    ///
+    /// # Errors
     /// // `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
     /// Bytes in the file.

@@ -9,98 +9,150 @@ use crate::views::ViewError;
 use crate::views::lake::LakeError;
 use crate::wal::WalError;
 
-/// Why the process cannot continue; each kind has its exit code.
+/// Why the process cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// Usage or configuration: exit 2.
+    /// Wrong usage, or a configuration that cannot apply to this folder.
     #[error("{0}")]
     Config(String),
-    /// Damaged or newer data: exit 65.
+    /// The configuration is wrong by itself.
+    #[error(transparent)]
+    ConfigFile(#[from] ConfigError),
+    /// Data that is damaged, or from another backup than the rest.
     #[error("{0}")]
     Damaged(String),
-    /// The data folder is in use: exit 75.
+    /// Another process works on the data folder.
     #[error("{0}")]
     InUse(String),
-    /// Records were not accepted: exit 1.
+    /// Records were not accepted.
     #[error(transparent)]
     NotTaken(IngestError),
-    /// Anything else: exit 1.
+    /// Of the log.
+    #[error(transparent)]
+    Log(#[from] WalError),
+    /// Of the operators or their snapshots.
+    #[error(transparent)]
+    Operators(#[from] OperatorError),
+    /// Of a view, which stops.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// Of a table that is read outside its view.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// Of a query that the runtime or a verb asked.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// Anything else.
     #[error("{0}")]
     Failed(String),
+}
+
+/// What an error means for the caller of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ErrorKind {
+    Usage,
+    Damage,
+    InUse,
+    Other,
 }
 
 impl RuntimeError {
     /// The exit code of the process, as the README lists them.
     pub fn exit_code(&self) -> u8 {
+        match self.kind() {
+            ErrorKind::Usage => 2,
+            ErrorKind::Damage => 65,
+            ErrorKind::InUse => 75,
+            ErrorKind::Other => 1,
+        }
+    }
+
+    /// Whether its caller asked for something impossible, and nothing failed.
+    pub(crate) fn is_usage(&self) -> bool {
+        self.kind() == ErrorKind::Usage
+    }
+
+    /// Whether data is damaged, newer than this version, or from another backup than the rest.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.kind() == ErrorKind::Damage
+    }
+
+    fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config(_) => 2,
-            Self::Damaged(_) => 65,
-            // A query or a rebuild found a damaged file; their errors are texts.
-            Self::Failed(reason) if damage_in(reason).is_some() => 65,
-            Self::InUse(_) => 75,
-            Self::NotTaken(_) | Self::Failed(_) => 1,
+            Self::Config(_) | Self::ConfigFile(_) | Self::Query(QueryError::Invalid(_)) => {
+                ErrorKind::Usage
+            }
+            Self::InUse(_) => ErrorKind::InUse,
+            Self::Damaged(_) => ErrorKind::Damage,
+            Self::NotTaken(_) | Self::Operators(OperatorError::Io { .. }) => ErrorKind::Other,
+            Self::Operators(_) => ErrorKind::Damage,
+            Self::Log(error) if is_damage_of_log(error) => ErrorKind::Damage,
+            Self::View(error) if error.is_damage() => ErrorKind::Damage,
+            Self::Lake(error) if error.is_damage() => ErrorKind::Damage,
+            // A query or a rebuild found a damaged file; libraries leave the text alone.
+            Self::Log(_) | Self::View(_) | Self::Lake(_) | Self::Query(_) | Self::Failed(_) => {
+                match damage_in(&self.to_string()) {
+                    Some(_) => ErrorKind::Damage,
+                    None => ErrorKind::Other,
+                }
+            }
         }
     }
 }
 
-impl From<ConfigError> for RuntimeError {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error.to_string())
+fn is_damage_of_log(error: &WalError) -> bool {
+    match error {
+        WalError::Newer { .. }
+        | WalError::Older { .. }
+        | WalError::SegmentHeader { .. }
+        | WalError::Damaged { .. }
+        | WalError::Missing { .. }
+        | WalError::Instance { .. } => true,
+        WalError::Io { .. }
+        | WalError::Sync { .. }
+        | WalError::TooLarge { .. }
+        | WalError::Budget { .. }
+        | WalError::NoSpace { .. } => false,
     }
 }
 
-impl From<WalError> for RuntimeError {
-    fn from(error: WalError) -> Self {
-        match error {
-            WalError::Newer { .. }
-            | WalError::Older { .. }
-            | WalError::SegmentHeader { .. }
-            | WalError::Damaged { .. }
-            | WalError::Missing { .. }
-            | WalError::Instance { .. } => Self::Damaged(error.to_string()),
-            WalError::Io { .. }
-            | WalError::Sync { .. }
-            | WalError::TooLarge { .. }
-            | WalError::Budget { .. }
-            | WalError::NoSpace { .. } => Self::Failed(error.to_string()),
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
 
-impl From<OperatorError> for RuntimeError {
-    fn from(error: OperatorError) -> Self {
-        match error {
-            OperatorError::Io { .. } => Self::Failed(error.to_string()),
-            error => Self::Damaged(error.to_string()),
-        }
-    }
-}
+    use super::*;
+    use crate::storage::damage;
 
-impl From<ViewError> for RuntimeError {
-    fn from(error: ViewError) -> Self {
-        if error.is_damage() {
-            Self::Damaged(error.to_string())
-        } else {
-            Self::Failed(error.to_string())
-        }
-    }
-}
-
-impl From<LakeError> for RuntimeError {
-    fn from(error: LakeError) -> Self {
-        if error.is_damage() {
-            Self::Damaged(error.to_string())
-        } else {
-            Self::Failed(error.to_string())
-        }
-    }
-}
-
-impl From<QueryError> for RuntimeError {
-    fn from(error: QueryError) -> Self {
-        match error {
-            QueryError::Invalid(_) => Self::Config(error.to_string()),
-            _ => Self::Failed(error.to_string()),
+    #[test]
+    fn every_kind_of_error_has_its_exit_code() {
+        let damaged = damage(Path::new("lake/t"), "cut", "restore it");
+        for (error, code) in [
+            (RuntimeError::Config("wrong".into()), 2),
+            (QueryError::Invalid("wrong".into()).into(), 2),
+            (QueryError::Failed("no thread".into()).into(), 1),
+            // What libraries made a text of is found again.
+            (QueryError::Failed(damaged.clone()).into(), 65),
+            (RuntimeError::Failed(damaged), 65),
+            (RuntimeError::InUse("by 7".into()), 75),
+            (RuntimeError::NotTaken(IngestError::Stopping), 1),
+            (
+                OperatorError::Frame {
+                    lsn: 1,
+                    reason: "cut".into(),
+                }
+                .into(),
+                65,
+            ),
+            (
+                OperatorError::Io {
+                    path: "s".into(),
+                    reason: "full".into(),
+                }
+                .into(),
+                1,
+            ),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error}");
         }
     }
 }

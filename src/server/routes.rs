@@ -295,7 +295,7 @@ pub async fn backup(
         .await
         .map_err(|e| ApiError::failed(e.to_string()))?
         .map_err(|e| match e {
-            RuntimeError::Config(message) => ApiError::bad_request(message, ""),
+            error if error.is_usage() => ApiError::bad_request(error.to_string(), ""),
             RuntimeError::NotTaken(error) => error.into(),
             other => ApiError::failed(other.to_string()),
         })?;
@@ -340,7 +340,7 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
     let done = done
         .map_err(|e| ApiError::failed(e.to_string()))?
         .map_err(|e| match e {
-            RuntimeError::Config(message) => ApiError::bad_request(message, ""),
+            error if error.is_usage() => ApiError::bad_request(error.to_string(), ""),
             other => ApiError::failed(other.to_string()),
         })?;
     Ok(Json(json!(done)))

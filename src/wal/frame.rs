@@ -276,7 +276,8 @@ impl Records {
     }
 
     /// The bytes of a record.
-    /// // # Panics
+    ///
+    /// # Panics
     /// // If `index` is not below [`Self::len`].
     pub fn get(&self, index: usize) -> &[u8] {
         let (start, end) = self.ranges[index];
@@ -320,7 +321,8 @@ impl RecordsBuilder {
     }
 
     /// Appends a record.
-    /// // # Panics
+    ///
+    /// # Panics
     /// // If the record has 4 GiB or more: sources reject far smaller ones.
     pub fn push(&mut self, record: &[u8]) {
         let length =

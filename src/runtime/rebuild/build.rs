@@ -420,7 +420,7 @@ impl ViewBuild {
     fn is_old_unreadable(&self) -> bool {
         let is_own = |view: &ViewId| *view == self.manifest.view;
         let open = || views::open_some(&self.live, &self.catalog, self.log(), false, &is_own);
-        self.manifest.view.table().is_none() && matches!(open(), Err(RuntimeError::Damaged(_)))
+        self.manifest.view.table().is_none() && open().is_err_and(|error| error.is_damage())
     }
 }
 

@@ -96,7 +96,8 @@ pub(super) struct Pattern {
 
 impl Pattern {
     /// Compiles the patterns of a source.
-    /// // # Errors
+    ///
+    /// # Errors
     /// // The first pattern that is not a valid glob.
     pub fn new(def: &FileDef) -> Result<Self, globset::Error> {
         let is_glob = def.is_glob();
