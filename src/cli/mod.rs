@@ -104,7 +104,7 @@ enum Verb {
 }
 
 impl Global {
-    /// The configuration, or the defaults where there is no file.
+    /// The configuration; the defaults if no file exists.
     pub fn load(&self) -> Result<Config, RuntimeError> {
         Ok(config::load(
             self.config.as_deref(),
