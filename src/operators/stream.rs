@@ -191,6 +191,17 @@ fn is_duplicate(seen: Option<&mut Deduplicator>, event: Option<(u64, u64, i64)>)
         .is_some_and(|(seen, (key, content, version))| seen.observe(key, content, version))
 }
 
+/// The lowest watermark of the partitions other than this one that are not idle: none if there are
+/// no others, and a watermark of none if one of them has no watermark yet.
+fn lowest_of_others(
+    watermarks: &BTreeMap<PartitionId, Watermark>,
+    own: &PartitionId,
+) -> Option<Option<Micros>> {
+    let others = watermarks.iter();
+    let others = others.filter(|(id, watermark)| *id != own && !watermark.is_idle());
+    others.map(|(_, watermark)| watermark.at()).min()
+}
+
 impl StreamState {
     /// Observes a frame's rows one by one: watermark, floor, duplicates, sessions. `arrived`: how
     /// far arrival time has come, as far as it is trusted.
@@ -207,12 +218,8 @@ impl StreamState {
         let is_retry = header.kind == Kind::Retry;
         let mut fixed = Watermark::fixed_at(self.watermark);
         let key = PartitionId::new(&header.source, &header.partition);
-        let others = self
-            .watermarks
-            .iter()
-            .filter(|(k, w)| **k != key && !w.is_idle());
         let mut watermark = FrameWatermark {
-            others: others.map(|(_, w)| w.at()).min(),
+            others: lowest_of_others(&self.watermarks, &key),
             partition: if is_retry {
                 &mut fixed
             } else {
@@ -241,10 +248,7 @@ impl StreamState {
                 arrived,
                 header.received_at,
             ));
-            if self
-                .retention_floor
-                .is_some_and(|retention_floor| time < retention_floor)
-            {
+            if self.retention_floor.is_some_and(|floor| time < floor) {
                 below_retention.push(row);
                 duplicates.push(false);
                 sessions.skip();

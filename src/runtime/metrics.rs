@@ -8,7 +8,7 @@ use crate::event::{Lsn, SourceState};
 use crate::ids::ViewId;
 use crate::query::Handles;
 
-/// `parts`: bytes in use per share of the memory, in addition to hot rows, places and counts.
+/// `parts`: bytes in use per share of the memory, in addition to unflushed rows, places and counts.
 pub(super) fn publish(
     handles: &Handles,
     views: &[(ViewId, Lsn, Option<String>)],
@@ -58,7 +58,12 @@ pub(super) fn publish(
             .absolute(window.too_late);
         metrics::counter!("weir_window_failed_total", "window" => name).absolute(window.failed);
     }
-    let hot = handles.tables.values().map(|table| {
+    publish_memory(handles, parts);
+}
+
+/// Bytes in use: `parts`, then unflushed rows, places and counts.
+fn publish_memory(handles: &Handles, parts: &[(&'static str, usize)]) {
+    let unflushed = handles.tables.values().map(|table| {
         let state = table.snapshot();
         state
             .unflushed
@@ -74,7 +79,7 @@ pub(super) fn publish(
         .sum();
     let counts = handles.counts.values().map(|c| c.memory_bytes()).sum();
     let views = [
-        ("hot_rows", hot.sum()),
+        ("hot_rows", unflushed.sum()),
         ("places", places),
         ("counts", counts),
     ];

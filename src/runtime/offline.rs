@@ -207,6 +207,13 @@ fn count_missing(
         );
     }
     let is_complete = |view: &ViewId| missing.get(view).is_some_and(|m| m.records == 0);
+    show_end(handles, end, &is_complete);
+    handles.progress.set_missing(missing);
+    Ok(())
+}
+
+/// Sets that the views for which `is_complete` holds reach the log's end.
+fn show_end(handles: &Handles, end: Lsn, is_complete: &dyn Fn(&ViewId) -> bool) {
     handles
         .tables
         .iter()
@@ -227,6 +234,4 @@ fn count_missing(
         .iter()
         .filter(|(n, _)| is_complete(&ViewId::counts(n)))
         .for_each(|(_, c)| c.set_applied(end));
-    handles.progress.set_missing(missing);
-    Ok(())
 }

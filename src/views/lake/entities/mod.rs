@@ -231,6 +231,16 @@ pub(super) enum MergeScope {
     All,
 }
 
+impl MergeScope {
+    /// Rows that a commit of so many unflushed ones merges.
+    fn step_rows(self, sizes: &Sizes, unflushed: usize) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            Self::Due => sizes.floor.max(STEP_ROWS_PER_ROW * unflushed as u64),
+        }
+    }
+}
+
 /// Files and levels to commit.
 #[derive(Debug, Default)]
 pub(super) struct WrittenFiles {
@@ -317,12 +327,7 @@ pub(super) fn write(
     let Some(merge) = merge else {
         return Ok(written);
     };
-    let step_rows = match scope {
-        MergeScope::All => u64::MAX,
-        MergeScope::Due => sizes
-            .floor
-            .max(STEP_ROWS_PER_ROW * unflushed.all_rows() as u64),
-    };
+    let step_rows = scope.step_rows(sizes, unflushed.all_rows());
     continue_merge(table, merge, current, step_rows, now_ms, &mut written)?;
     Ok(written)
 }
