@@ -22,13 +22,13 @@
 //! log.** Operators hold state in memory, saved together at one LSN. Views store data *and their
 //! own checkpoint* in one atomic commit, and ignore what is at or below it.
 //!
-//! Recovery is one path: load the newest snapshot that lacks no row of a view, then replay the log
-//! from there; each view ignores what it already has. A snapshot lacks none where every view's
-//! checkpoint has reached the last row that was emitted to it: a view whose last row is record 120
-//! may start from a snapshot at 200. A view more than a snapshot interval behind takes that path by
-//! itself, from an older snapshot, until it meets the others. Nothing else coordinates them. Data
-//! flows one way. What flows back is LSNs, to acknowledge a source and to trim the log; the offsets
-//! at which sources resume; and back-pressure.
+//! Recovery is one path: load the newest snapshot of which no view lacks a row, then replay the log
+//! from there; each view ignores what it already has. No view lacks a row of it where every
+//! checkpoint has reached the last row that was emitted to its view: a view whose last row is
+//! record 120 may start from a snapshot at 200. A view more than a snapshot interval behind takes
+//! that path by itself, from an older snapshot, until it meets the others. Nothing else coordinates
+//! them. Data flows one way. What flows back is LSNs, to acknowledge a source and to trim the log;
+//! the offsets at which sources resume; and back-pressure.
 //!
 //! # Glossary
 //!
@@ -103,7 +103,7 @@
 //! 4. After the log all content is deterministic, record by record: no clock, no randomness, no
 //!    order of a hash map decides about a row. When a view commits, and what its files are called,
 //!    may vary.
-//! 5. The log is trimmed only below a snapshot that lacks no row of any view.
+//! 5. The log is trimmed only below a snapshot of which no view lacks a row.
 //! 6. Queries never write to views or the log.
 //! 7. No frame is applied under two configurations.
 //! 8. Every queue, batch, record, file, request, result and state has a maximum (exceptions: the

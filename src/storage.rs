@@ -18,7 +18,8 @@ pub trait File: Send + Sync {
     /// Fills `bytes` from this offset.
     ///
     /// # Errors
-    /// // `UnexpectedEof` if the file ends before.
+    ///
+    /// `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
     /// Bytes in the file.
     fn size(&self) -> io::Result<u64>;

@@ -186,19 +186,20 @@ fn check_clashes(declared: &Declarations, at: &SourceText<'_>) -> Result<(), Con
     Ok(())
 }
 
-/// Two streams of which views would store checkpoints under one text: `search/recent` is that of the
+/// Two streams of which views store checkpoints under one text: `search/recent` is that of the
 /// recent rows of a stream `search`, and that of the index of a stream `recent`.
 fn clash_of_checkpoints(declared: &Declarations) -> Option<(&str, &str)> {
     let mut taken = BTreeMap::new();
-    for stream in declared.streams.keys() {
+    for (stream, def) in &declared.streams {
         let table = TableId::stream(stream);
         let indexes = [
-            ViewId::search(stream),
-            ViewId::places(stream),
-            ViewId::counts(stream),
+            def.search.as_ref().map(|_| ViewId::search(stream)),
+            def.places.as_ref().map(|_| ViewId::places(stream)),
+            def.count.as_ref().map(|_| ViewId::counts(stream)),
         ];
+        let indexes = indexes.iter().flatten().map(CheckpointId::from);
         let tables = [CheckpointId::recent(&table), CheckpointId::late(&table)];
-        for id in indexes.iter().map(CheckpointId::from).chain(tables) {
+        for id in indexes.chain(tables) {
             if let Some(other) = taken.insert(id, stream.as_str()) {
                 return Some((other, stream));
             }

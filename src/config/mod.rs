@@ -416,6 +416,14 @@ mod tests {
             let is_refused = error.contains("a checkpoint of one");
             assert_eq!(is_refused, clashes, "{a} {b}: {error}");
         }
+        // Without indexes there are no two checkpoints of one name.
+        let plain = |name: &str| {
+            format!(
+                "[streams.{name}]\nschema = \"at timestamp\"\nselect = \"select at as event_time from {name}\"\n"
+            )
+        };
+        assert!(parsed(&(plain("search") + &plain("recent"))).is_ok());
+        assert!(parsed(&(stream("search") + &plain("recent"))).is_ok());
     }
 
     #[test]

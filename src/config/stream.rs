@@ -198,7 +198,7 @@ pub struct WindowDef {
     /// How far behind the watermark an event is still accepted.
     #[serde(default = "no_lateness")]
     pub allowed_lateness: Span,
-    /// What an event does that is late and still accepted.
+    /// What becomes of a late event that is still accepted.
     #[serde(default)]
     pub late: Late,
     /// How far behind the watermark rows stay; without it they stay for good.

@@ -35,7 +35,8 @@ pub(super) struct ReasonPool {
 }
 
 impl ReasonPool {
-    /// The reason, truncated to [`REASON_BYTES`], and counts a rejected record.
+    /// Counts a rejected record; returns its reason, truncated to [`REASON_BYTES`] and shared with
+    /// equal ones.
     pub fn intern(&mut self, reason: &str) -> Arc<str> {
         self.bytes += REJECTED_BYTES;
         let reason = bounds::truncate(reason, REASON_BYTES);

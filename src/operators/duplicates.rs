@@ -16,9 +16,8 @@
 //! creep (10,300; 10,700; 11,100) are compared with the first: the third is new. With two keys at
 //! most, after events of the keys 1, 2, 1 and 3, key 2 is forgotten, and its next event is new.
 //!
-//! Keys and contents are 64-bit hashes (a key that is a number is itself). Two events are taken for
-//! duplicates by mistake only where the hashes of their contents collide, and their keys are equal
-//! or collide, too.
+//! Keys and contents are 64-bit hashes (a bigint key is itself). Two events are taken for duplicates
+//! by mistake only where the hashes of their keys or of their contents collide.
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use hashbrown::HashTable;

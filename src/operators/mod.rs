@@ -151,8 +151,8 @@ pub struct Operators {
 }
 
 impl Operators {
-    /// An empty state at an LSN, with `lsn_zero` that of an empty log: the first frame to apply is
-    /// the one after it.
+    /// An empty state as of `lsn`: the start LSN for an empty log. The first frame to apply follows
+    /// it.
     pub fn new(catalog: Arc<Catalog>, lsn: Lsn) -> Self {
         let mut operators = Self {
             catalog: Arc::new(Catalog::default()),
@@ -388,7 +388,7 @@ impl Operators {
             Kind::Configuration if self.pinned_from.is_some() => {}
             Kind::Configuration => output.tables = self.apply_configuration(frame)?,
             Kind::Gap => {
-                // A pull source lacks offsets, and continues after them.
+                // Offsets are missing at the broker; the partition continues after them.
                 if frame.attributes.next_offset.is_some() {
                     self.record_partition(frame);
                 }

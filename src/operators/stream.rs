@@ -3,15 +3,16 @@
 //!
 //! The stream's watermark is the minimum of its partitions' watermarks, without those that are
 //! idle, and never goes back. A partition that is known and has no watermark yet holds it where it
-//! is. Where every partition is idle, it follows the one that became idle last:
+//! is. Where every partition is idle, as one is that has ended, it follows the one that became idle
+//! last:
 //!
 //! ```text
 //! partition a   partition b   stream
 //! 10:00         -             10:00
 //! 10:10         began         10:00   b has no watermark yet
 //! 10:10         10:05         10:05
-//! 10:10         10:05 idle    10:10
-//! 10:20 idle    10:05 idle    10:20
+//! 10:10         10:05 ended   10:10
+//! 10:20 ended   10:05 ended   10:20
 //! 10:21 idle    10:06 idle    10:21   a minute of ticks: a, which became idle last, counts
 //! 10:21 idle    10:08         10:21   b is behind: its events may be too late for windows
 //! ```

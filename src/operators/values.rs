@@ -7,7 +7,7 @@ use arrow::datatypes::TimestampMicrosecondType;
 
 use crate::event::Micros;
 
-/// The LSN column of a stamped batch: rows of any table but `raw` begin with it.
+/// The LSN column of a stamped batch: rows of every table begin with it.
 pub(crate) fn lsns(batch: &RecordBatch) -> &[i64] {
     batch
         .column(0)

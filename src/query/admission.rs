@@ -117,7 +117,7 @@ impl AdmissionController {
         }))
     }
 
-    /// Waits for a permit; dropping the future gives the place in the queue up.
+    /// Waits for a permit; dropping the future gives up its place in the queue.
     pub async fn acquire(&self, client: ClientId) -> Result<Permit, AdmissionError> {
         let permit = {
             let mut state = self.0.lock();

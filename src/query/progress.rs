@@ -151,7 +151,7 @@ impl PipelineProgress {
         }
     }
 
-    /// Records the arrival of a frame that the log is read offline; the oldest suffice.
+    /// Records the arrival of a frame of a log that is read offline; the oldest suffice.
     pub(crate) fn note_arrival(&self, last_lsn: Lsn, received_at: Micros) {
         let mut inner = self.lock();
         if inner.arrivals.len() < MAX_ARRIVALS {

@@ -72,7 +72,8 @@ impl RuntimeError {
         self.kind() == ErrorKind::Usage
     }
 
-    /// Whether data is damaged, newer than this version, or from another backup than the rest.
+    /// Whether data is damaged, newer than this version, or from another backup than the rest; also
+    /// where a library has left nothing but the text that says so.
     pub(crate) fn is_damage(&self) -> bool {
         self.kind() == ErrorKind::Damage
     }

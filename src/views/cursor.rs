@@ -85,7 +85,7 @@ pub trait StreamView: Send {
     /// How far it is.
     fn cursor(&self) -> &Cursor;
 
-    /// For the skeleton to move.
+    /// The same, for [`View`]'s methods to move.
     fn cursor_mut(&mut self) -> &mut Cursor;
 
     /// The name of its stream.

@@ -278,7 +278,8 @@ impl Records {
     /// The bytes of a record.
     ///
     /// # Panics
-    /// // If `index` is not below [`Self::len`].
+    ///
+    /// If `index` is not below [`Self::len`].
     pub fn get(&self, index: usize) -> &[u8] {
         let (start, end) = self.ranges[index];
         &self.page[start as usize..end as usize]
@@ -323,7 +324,8 @@ impl RecordsBuilder {
     /// Appends a record.
     ///
     /// # Panics
-    /// // If the record has 4 GiB or more: sources reject far smaller ones.
+    ///
+    /// If the record has 4 GiB or more: sources reject far smaller ones.
     pub fn push(&mut self, record: &[u8]) {
         let length =
             u32::try_from(record.len()).expect("a record is bounded by its limit, far below 4 GiB");

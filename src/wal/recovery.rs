@@ -14,7 +14,7 @@
 //! | bytes that are not a frame, nothing valid after them | up to 7 | a torn tail at 8 |
 //! | damage, then a frame that names 7 as synced | up to 7 | a torn tail at 8: one sync was to cover both |
 //! | damage, then a frame that names 8 as synced | up to 7 | error: record 8 is damaged |
-//! | anything | up to 9 | error: records 8 to 9 are damaged |
+//! | anything else | up to 9 | error: records 8 to 9 are damaged |
 //!
 //! A frame names what was synced when it was appended, so nothing vouches for the last frames that
 //! were synced: if the disk loses these later, and no view has committed them, they are taken for a

@@ -13,7 +13,7 @@ pub(crate) struct SegmentAge {
 }
 
 /// First LSNs of the segments to remove, oldest first: those whose records are all at or below
-/// `needed_above` (the newest snapshot that lacks no row of any view, from which recovery starts)
+/// `needed_above` (the newest snapshot of which no view lacks a row, from which recovery starts)
 /// and that are older than `keep`, or must go to bring the log under `budget` bytes. The last
 /// segment stays, and removal stops at the first segment that stays: the log has no holes.
 ///

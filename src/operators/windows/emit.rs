@@ -8,8 +8,8 @@
 //! 20..50    none          a: 2, b: 1   retracted, with the times 20..50
 //! ```
 //!
-//! So who reads NAME_versions knows the rows at any time: those of the last slide that was stored.
-//! Tumbling windows emit each their rows, and nothing without rows.
+//! A reader of NAME_versions thus knows the rows at any time: those of the last slide that was
+//! stored. Each tumbling window emits its rows, or nothing if it has none.
 
 use std::sync::Arc;
 

@@ -98,7 +98,8 @@ impl Pattern {
     /// Compiles the patterns of a source.
     ///
     /// # Errors
-    /// // The first pattern that is not a valid glob.
+    ///
+    /// The first pattern that is not a valid glob.
     pub fn new(def: &FileDef) -> Result<Self, globset::Error> {
         let is_glob = def.is_glob();
         let glob = is_glob

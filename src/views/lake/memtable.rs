@@ -24,7 +24,7 @@ pub enum UnflushedRows {
 }
 
 impl UnflushedRows {
-    /// Their number.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         match self {
             Self::Rows(batch) => batch.num_rows(),

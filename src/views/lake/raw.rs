@@ -51,7 +51,7 @@ impl RawFrame {
         (self.above + 1).saturating_sub(self.frame.header.first_lsn) as usize
     }
 
-    /// Their number.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         let header = &self.frame.header;
         (header.last_lsn() + 1).saturating_sub(header.first_lsn.max(self.above + 1)) as usize

@@ -31,7 +31,7 @@ pub fn row_bytes(batch: &RecordBatch) -> usize {
 pub struct Packer(zstd::bulk::Compressor<'static>);
 
 impl Packer {
-    /// An error where memory for the context lacks.
+    /// Fails if there is no memory for the context.
     pub fn new() -> io::Result<Self> {
         Ok(Self(zstd::bulk::Compressor::new(ZSTD_LEVEL)?))
     }

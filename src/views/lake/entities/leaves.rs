@@ -80,7 +80,7 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// Their number.
+    /// Number of rows.
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum()
     }
@@ -160,7 +160,7 @@ impl RowsByPlace {
         Self { batches, order }
     }
 
-    /// Their number.
+    /// Number of rows.
     pub fn all_rows(&self) -> usize {
         self.order.len()
     }

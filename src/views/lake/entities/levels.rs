@@ -143,7 +143,7 @@ fn read_index(spec: &TableSpec, entry: &FileEntry) -> Result<Index, LakeError> {
 }
 
 impl Level {
-    /// Their number.
+    /// Number of rows.
     pub fn rows(&self) -> u64 {
         self.entry.rows
     }
