@@ -10,6 +10,7 @@
 mod deferred;
 mod event_times;
 mod gate;
+mod identity;
 mod maintenance;
 mod receipt;
 #[cfg(test)]
@@ -34,7 +35,7 @@ use crate::idempotency::{
 use crate::schema::Catalog;
 use crate::storage::IoKind;
 use crate::threads::OnEnd;
-use crate::wal::{Frame, FrameAttributes, Header, Kind, Records, Wal, WalError};
+use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordIdentity, Records, Wal, WalError};
 use gate::Gate;
 use writer::{PreparedFrame, Writer};
 
@@ -271,6 +272,26 @@ impl Ingest {
                 + FRAME_OVERHEAD_BYTES,
         );
         self.enqueue(frame, decoded, charge, wait)
+    }
+
+    /// What the records of a stream are recognized by when they are received again: its key and
+    /// version. `truncated` has the original lengths of truncated records.
+    pub fn identities(
+        &self,
+        stream: &str,
+        records: &Records,
+        truncated: &[(u64, u64)],
+    ) -> Vec<RecordIdentity> {
+        let decoded = self.catalog.streams.get(stream).map(|stream| {
+            let received = Received {
+                at: self.clock.now(),
+                truncated,
+                ..Received::default()
+            };
+            (&**stream, decode(stream, records.iter(), received))
+        });
+        let decoded = decoded.as_ref().map(|(stream, rows)| (*stream, rows));
+        identity::of_records(records, truncated, decoded)
     }
 
     fn prepare(

@@ -23,6 +23,7 @@ mod derived;
 mod duplicates;
 pub(crate) mod entities;
 mod hashing;
+mod identities;
 mod output;
 mod partitions;
 mod progress;
@@ -53,6 +54,7 @@ use arrivals::Arrivals;
 use derived::push_sessions;
 use duplicates::Deduplicator;
 use entities::EntityState;
+pub use identities::SeenRecords;
 pub use output::{DeadLetter, Output, RetentionFloors, StreamRows, TableRows};
 pub use partitions::{PartitionState, RETAINED_PARTITION};
 pub use progress::{StreamProgress, Totals, WaitingPartition, WindowProgress};
@@ -136,6 +138,8 @@ pub struct Operators {
     /// In the catalog's order.
     entities: Vec<EntityState>,
     partitions: BTreeMap<PartitionId, PartitionState>,
+    /// Of partitions that are polled.
+    seen: BTreeMap<PartitionId, SeenRecords>,
     /// Per checkpoint of a view, the LSN of the last row emitted to it; it lacks nothing from there
     /// on.
     emitted_through: BTreeMap<CheckpointId, Lsn>,
@@ -162,6 +166,7 @@ impl Operators {
             windows: Vec::new(),
             entities: Vec::new(),
             partitions: BTreeMap::new(),
+            seen: BTreeMap::new(),
             emitted_through: BTreeMap::new(),
             answered: Some(AnsweredRequests::default()),
             gaps: VecDeque::new(),
@@ -195,6 +200,11 @@ impl Operators {
     /// Every partition so far.
     pub fn partitions(&self) -> &BTreeMap<PartitionId, PartitionState> {
         &self.partitions
+    }
+
+    /// Per polled partition, the newest records.
+    pub fn seen(&self) -> &BTreeMap<PartitionId, SeenRecords> {
+        &self.seen
     }
 
     /// Per checkpoint of a view, the LSN of the last row emitted to it. A view whose checkpoint has
@@ -325,6 +335,11 @@ impl Operators {
             + windows
             + self.answered.as_ref().map_or(0, AnsweredRequests::bytes)
             + self.partitions.len() * 256
+            + self
+                .seen
+                .values()
+                .map(SeenRecords::memory_bytes)
+                .sum::<usize>()
     }
 
     /// Decodes a frame's records, for a frame that came without rows: one read from the log. None
@@ -523,10 +538,11 @@ impl Operators {
 
     fn record_partition(&mut self, frame: &Frame) {
         let header = &frame.header;
-        let partition = self
-            .partitions
-            .entry(PartitionId::new(&header.source, &header.partition))
-            .or_default();
+        let id = PartitionId::new(&header.source, &header.partition);
+        if let Some(identities) = &frame.attributes.identities {
+            self.seen.entry(id.clone()).or_default().observe(identities);
+        }
+        let partition = self.partitions.entry(id).or_default();
         if let Some(line) = partition.observe(frame) {
             self.retried
                 .record_completed(line.dead_letters, line.record);

@@ -34,6 +34,9 @@ pub struct PartitionState {
     /// The dead letters that it became, one for each length that it had.
     #[serde(default, rename = "cut_lsns")]
     pub partial_line_lsns: Vec<Lsn>,
+    /// The last event id of its last frame of records, after which its server continues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event_id: Option<String>,
 }
 
 /// Dead letters of a line that is complete now, and the record that it is.
@@ -50,6 +53,11 @@ impl PartitionState {
         self.received_at = header.received_at;
         if let Some(file) = frame.attributes.file {
             self.file = Some(file);
+        }
+        if header.kind == Kind::Record {
+            // Records without an id come after those with one: continuing there would repeat them.
+            self.last_event_id
+                .clone_from(&frame.attributes.last_event_id);
         }
         let next = frame.attributes.next_offset?;
         self.next_offset = next;

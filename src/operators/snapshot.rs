@@ -24,7 +24,9 @@ use super::entities::EntityState;
 use super::retry_ledger::RetryLedger;
 use super::watermark::Watermark;
 use super::windows::WindowState;
-use super::{OperatorError, Operators, PartitionState, RetentionFloors, StreamState, Totals};
+use super::{
+    OperatorError, Operators, PartitionState, RetentionFloors, SeenRecords, StreamState, Totals,
+};
 use crate::event::{Gap, Lsn, Micros};
 use crate::idempotency::{AnsweredRequest, BodyHash, IngestResponse, RequestKey};
 use crate::ids::{CheckpointId, Name, PartitionId};
@@ -42,6 +44,8 @@ struct Head {
     #[serde(rename = "given")]
     emitted_through: BTreeMap<CheckpointId, Lsn>,
     partitions: Vec<(Name, Name, PartitionState)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    seen: Vec<(Name, Name, SeenRecords)>,
     /// Oldest first.
     #[serde(default)]
     answered_requests: Vec<SavedAnswer>,
@@ -197,6 +201,11 @@ pub fn encode(operators: &Operators) -> Vec<u8> {
             .partitions
             .iter()
             .map(|(id, state)| (id.source.clone(), id.partition.clone(), state.clone()))
+            .collect(),
+        seen: operators
+            .seen
+            .iter()
+            .map(|(id, seen)| (id.source.clone(), id.partition.clone(), seen.clone()))
             .collect(),
         answered_requests: operators.answered().map(SavedAnswer::new).collect(),
         gaps: operators.gaps.iter().cloned().collect(),
@@ -355,6 +364,11 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<Operators, OperatorError> {
         .partitions
         .into_iter()
         .map(|(source, partition, state)| (PartitionId { source, partition }, state))
+        .collect();
+    operators.seen = head
+        .seen
+        .into_iter()
+        .map(|(source, partition, seen)| (PartitionId { source, partition }, seen))
         .collect();
     if let Some(answered) = &mut operators.answered {
         head.answered_requests

@@ -9,6 +9,7 @@
 //!
 //! NDJSON is the hot path: its lines are found by their newlines, without parsing the JSON.
 
+pub(crate) mod chunks;
 mod elements;
 mod input;
 mod layout;

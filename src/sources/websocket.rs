@@ -2,7 +2,6 @@
 //! nothing twice, so what it sent while not connected is recorded as a gap. While the queue is full
 //! the socket is not read.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,11 +19,10 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
-use super::batcher::{BatchLimits, RecordBatcher};
+use super::push::{IdleMessages, PushIntake};
 use super::{Context, SourceError, message};
 use crate::clock::Clock;
-use crate::event::{Gap, Micros, SourceState};
-use crate::ingest::{IngestError, Receipt};
+use crate::event::{Micros, SourceState};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A ping must be written by then, and only so much may wait to be written: the connection to a
@@ -36,15 +34,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
-/// Messages that arrive together share a frame.
-const FRAME_RECORDS: usize = 512;
-const FRAME_BYTES: usize = 1 << 20;
-/// Frames in flight before the socket is read on.
-const MAX_IN_FLIGHT: usize = 16;
-/// How long a request to stop may wait.
-const MAX_WAIT: Duration = Duration::from_millis(200);
-/// How long the first message of a frame waits for others.
-const BATCH_DELAY: Duration = Duration::from_millis(10);
 /// A connection that lasted this long resets the retry delay.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
@@ -70,7 +59,7 @@ pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(),
         let mut listener = Listener::new(context, clock, missed_since);
         let ended = runtime.block_on(listener.listen(url));
         context.is_connected.store(false, Ordering::Release);
-        missed_since = listener.missed_since;
+        missed_since = listener.intake.missed_since;
         let reason = match ended {
             Ok(()) => return Ok(()),
             Err(ListenError::Source(error)) => return Err(error),
@@ -138,66 +127,16 @@ enum ListenError {
     Source(SourceError),
 }
 
-impl From<IngestError> for ListenError {
-    fn from(error: IngestError) -> Self {
-        Self::Source(error.into())
+impl From<SourceError> for ListenError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error)
     }
 }
 
 /// One connection, from its first message to its last.
 struct Listener<'a> {
     context: &'a Context,
-    clock: &'a dyn Clock,
-    /// Since when messages may be missing.
-    missed_since: Option<Micros>,
-    batcher: RecordBatcher,
-    /// Frames on their way to the disk, each with the time of its first message.
-    in_flight: VecDeque<(Receipt, Micros)>,
-    /// Arrival time of the last message, and of the first one of the current batch.
-    last_message_at: Micros,
-    batch_started_at: Micros,
-    /// Records are stored again after some were rejected.
-    has_room_again: bool,
-}
-
-/// The reason of a gap of records that the log rejected.
-const NO_ROOM: &str = "no room in the log";
-
-/// After so many messages a second of which none has a record, such as pings, the connection is not
-/// read until the second is over. A server that sends nothing else would otherwise keep a core busy.
-const IDLE_MESSAGES_PER_SECOND: u32 = 100;
-
-/// Counts the messages without a record in the current second.
-struct IdleMessages {
-    since: Instant,
-    count: u32,
-    was_reported: bool,
-}
-
-impl IdleMessages {
-    fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            count: 0,
-            was_reported: false,
-        }
-    }
-
-    fn restart(&mut self, now: Instant) {
-        (self.since, self.count) = (now, 0);
-    }
-
-    /// Counts one more; how long to stop reading if there were too many.
-    fn pause(&mut self, now: Instant) -> Option<Duration> {
-        const SECOND: Duration = Duration::from_secs(1);
-        let elapsed = now.duration_since(self.since);
-        if elapsed >= SECOND {
-            self.restart(now);
-        }
-        self.count += 1;
-        (self.count > IDLE_MESSAGES_PER_SECOND)
-            .then(|| SECOND.saturating_sub(elapsed).min(MAX_WAIT))
-    }
+    intake: PushIntake<'a>,
 }
 
 /// Limits on what is read and written: answers to pings wait in memory until the server reads them.
@@ -330,17 +269,7 @@ impl<'a> Listener<'a> {
     fn new(context: &'a Context, clock: &'a dyn Clock, missed_since: Option<Micros>) -> Self {
         Self {
             context,
-            clock,
-            missed_since,
-            batcher: RecordBatcher::new(BatchLimits {
-                record: context.record_limits,
-                frame_records: FRAME_RECORDS,
-                frame_bytes: FRAME_BYTES,
-            }),
-            in_flight: VecDeque::new(),
-            last_message_at: clock.now(),
-            batch_started_at: 0,
-            has_room_again: false,
+            intake: PushIntake::new(context, clock, missed_since),
         }
     }
 
@@ -354,28 +283,20 @@ impl<'a> Listener<'a> {
         tracing::info!(source = self.context.name, url, "connected");
         self.context.set_state(SourceState::Running, None);
         self.context.is_connected.store(true, Ordering::Release);
-        self.last_message_at = self.clock.now();
-        self.record_gap("not connected")?;
+        self.intake.note_received();
+        self.intake.record_gap("not connected")?;
         let mut received = Instant::now();
         let mut pinged = Instant::now();
         let mut idle = IdleMessages::new(received);
         loop {
             if self.context.stop.is_requested() {
-                self.flush()?;
+                self.intake.flush(None)?;
                 let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
-                self.wait_all()?;
-                return self.record_gap(NO_ROOM);
+                return Ok(self.intake.finish(None)?);
             }
-            if std::mem::take(&mut self.has_room_again) {
-                self.record_gap(NO_ROOM)?;
-            }
-            let wait = if self.batcher.is_empty() {
-                MAX_WAIT
-            } else {
-                BATCH_DELAY
-            };
-            match timeout(wait, socket.next()).await {
-                Err(_) => self.flush()?,
+            self.intake.record_rejected()?;
+            match timeout(self.intake.patience(), socket.next()).await {
+                Err(_) => self.intake.flush(None)?,
                 Ok(Some(Ok(message))) => {
                     received = Instant::now();
                     let payload_bytes = message.len();
@@ -385,8 +306,8 @@ impl<'a> Listener<'a> {
                         idle.restart(received);
                     } else {
                         allowance.discount(payload_bytes);
-                        if let Some(pause) = self.pause(&mut idle, received) {
-                            self.flush()?;
+                        if let Some(pause) = idle.pause_of(&self.context.name, received) {
+                            self.intake.flush(None)?;
                             sleep(pause).await;
                         }
                     }
@@ -408,7 +329,7 @@ impl<'a> Listener<'a> {
 
     /// Handles a message; whether it has a record.
     fn receive(&mut self, message: Message) -> Result<bool, ListenError> {
-        self.last_message_at = self.clock.now();
+        self.intake.note_received();
         match message {
             Message::Text(text) => self.add_message(text.as_bytes()),
             Message::Binary(bytes) => self.add_message(&bytes),
@@ -417,117 +338,27 @@ impl<'a> Listener<'a> {
         }
     }
 
-    /// Counts a message without a record; how long to stop reading if there were too many.
-    fn pause(&self, idle: &mut IdleMessages, now: Instant) -> Option<Duration> {
-        let pause = idle.pause(now);
-        if pause.is_some() && !std::mem::replace(&mut idle.was_reported, true) {
-            tracing::warn!(
-                source = self.context.name,
-                "more than 100 messages a second, none with a record: reading no faster than that"
-            );
-        }
-        pause
-    }
-
     /// Adds the records of a message to the batch; whether it has any.
     fn add_message(&mut self, bytes: &[u8]) -> Result<bool, ListenError> {
-        if self.batcher.is_empty() {
-            self.batch_started_at = self.last_message_at;
-        }
-        let (context, mut flushed) = (self.context, Ok(()));
+        let (intake, mut flushed) = (&mut self.intake, Ok(()));
         let mut has_records = false;
-        message::each_at(bytes, context.unwrap.as_deref(), &mut |_, record| {
+        message::each_at(bytes, self.context.unwrap.as_deref(), &mut |_, record| {
             has_records = true;
             if flushed.is_ok() {
-                self.batcher.push(record);
-                if self.batcher.is_full() {
-                    flushed = self.flush();
+                intake.push(record, record.len() as u64);
+                if intake.is_full() {
+                    flushed = intake.flush(None);
                 }
             }
         });
-        flushed.map(|()| has_records)
-    }
-
-    /// Sends the batch to the log. While the queue is full, the socket is not read, and the server
-    /// has to wait.
-    fn flush(&mut self) -> Result<(), ListenError> {
-        if self.batcher.is_empty() {
-            return Ok(());
-        }
-        let batch = self.batcher.take();
-        let frame = batch.into_submission(&self.context.name, &self.context.stream);
-        let receipt = self.context.ingest.submit(frame, true)?;
-        self.in_flight.push_back((receipt, self.batch_started_at));
-        while self.in_flight.len() > MAX_IN_FLIGHT {
-            self.wait_oldest()?;
-        }
-        Ok(())
-    }
-
-    fn wait_oldest(&mut self) -> Result<(), ListenError> {
-        let Some((receipt, since)) = self.in_flight.pop_front() else {
-            return Ok(());
-        };
-        match receipt.wait() {
-            Ok(_) => {
-                self.has_room_again = self.missed_since.is_some();
-                Ok(())
-            }
-            Err(IngestError::NoSpace { reason, .. }) => {
-                // The gap is recorded as soon as the log has room for it.
-                self.missed_since.get_or_insert(since);
-                tracing::error!(
-                    source = self.context.name,
-                    reason,
-                    "records were lost: no room in the log"
-                );
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn wait_all(&mut self) -> Result<(), ListenError> {
-        while !self.in_flight.is_empty() {
-            self.wait_oldest()?;
-        }
-        Ok(())
+        flushed?;
+        Ok(has_records)
     }
 
     /// Stores what was received, and ends the connection with this error.
     fn disconnect(&mut self, error: ConnectionError) -> Result<(), ListenError> {
-        self.flush()?;
-        self.wait_all()?;
-        // From the last message on: a silent connection may have been dead since then.
-        self.missed_since.get_or_insert(self.last_message_at);
+        self.intake.disconnect(None)?;
         Err(ListenError::Connection(error))
-    }
-
-    /// Records that messages may be missing since the connection was lost.
-    fn record_gap(&mut self, reason: &str) -> Result<(), ListenError> {
-        let Some(from) = self.missed_since else {
-            return Ok(());
-        };
-        let gap = Gap {
-            source: self.context.name.clone(),
-            from,
-            to: self.clock.now(),
-            reason: reason.into(),
-        };
-        let frame = gap.submission("", &self.context.stream);
-        match self.context.ingest.submit(frame, true)?.wait() {
-            Ok(_) => self.missed_since = None,
-            // Retried as soon as records are stored again.
-            Err(IngestError::NoSpace { reason, .. }) => {
-                tracing::error!(
-                    source = self.context.name,
-                    reason,
-                    "a gap could not be recorded yet"
-                );
-            }
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 }
 
@@ -537,17 +368,6 @@ mod tests {
     use tokio_tungstenite::tungstenite::protocol::Role;
 
     use super::*;
-
-    #[test]
-    fn more_idle_messages_than_a_second_may_have_wait_for_the_next() {
-        let start = Instant::now();
-        let mut idle = IdleMessages::new(start);
-        let at = |ms| start + Duration::from_millis(ms);
-        assert!((0..IDLE_MESSAGES_PER_SECOND).all(|_| idle.pause(at(10)).is_none()));
-        assert_eq!(idle.pause(at(10)), Some(MAX_WAIT));
-        assert_eq!(idle.pause(at(900)), Some(Duration::from_millis(100)));
-        assert_eq!(idle.pause(at(1_000)), None);
-    }
 
     #[test]
     fn messages_without_records_are_discounted_by_their_own_bytes() {

@@ -10,6 +10,8 @@
 //! | 5 | identity of the file read, see below |
 //! | 6 | truncated records: per record varint index, varint original length |
 //! | 7 | per record what a Kafka message carries beside its value, see below |
+//! | 8 | UTF-8: the last event id of a stream of server-sent events, after which it continues |
+//! | 9 | varint: how many records the source recognizes, then per record 16 bytes by which it does |
 //!
 //! A file's identity is: varint inode, varint length of its head, u32 CRC-32C of that head; then
 //! optional fields, each with its own u8 tag:
@@ -29,6 +31,7 @@
 //! | 0x02 | varint zigzag: timestamp in ms since 1970, less that of the last message before it that has one |
 //! | 0x04 | varint number of headers; of each varint length of the name, name, varint 0 for null or the value's length + 1, value |
 //! | 0x18 | the value is null, and becomes: 1 a dead letter, 2 a row, 3 neither |
+//! | 0x20 | why the source could not read the value: varint length, text |
 
 use super::DamagedFrame;
 use crate::message::{MessageMetadata, Messages, Tombstone};
@@ -133,6 +136,47 @@ impl FileIdentity {
     }
 }
 
+/// What a record is recognized by when it is received again: a hash of its key and version.
+pub type RecordIdentity = u128;
+
+/// Bytes of a [`RecordIdentity`] in the log.
+const IDENTITY_BYTES: usize = size_of::<RecordIdentity>();
+
+/// The identities of a frame's records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecordIdentities {
+    /// How many of the newest ones the source remembers.
+    pub remembered: u64,
+    /// One per record.
+    pub of_records: Vec<RecordIdentity>,
+}
+
+impl RecordIdentities {
+    fn encode(&self) -> Vec<u8> {
+        let mut part = Vec::with_capacity(10 + self.of_records.len() * IDENTITY_BYTES);
+        put_varint(&mut part, self.remembered);
+        for identity in &self.of_records {
+            part.extend_from_slice(&identity.to_le_bytes());
+        }
+        part
+    }
+
+    fn decode(mut part: &[u8]) -> Result<Self, DamagedFrame> {
+        let remembered = take_varint(&mut part)?;
+        let (identities, rest) = part.as_chunks::<IDENTITY_BYTES>();
+        if !rest.is_empty() {
+            return Err(DamagedFrame);
+        }
+        Ok(Self {
+            remembered,
+            of_records: identities
+                .iter()
+                .map(|bytes| RecordIdentity::from_le_bytes(*bytes))
+                .collect(),
+        })
+    }
+}
+
 /// Attributes of a frame, decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FrameAttributes {
@@ -150,13 +194,20 @@ pub struct FrameAttributes {
     pub truncated_records: Vec<(u64, u64)>,
     /// One per record of a Kafka source; empty for other sources.
     pub messages: Vec<MessageMetadata>,
+    /// The last event id of a stream whose server continues after it.
+    pub last_event_id: Option<String>,
+    /// What records that are polled again are recognized by.
+    pub identities: Option<RecordIdentities>,
 }
 
 impl FrameAttributes {
     /// Bytes in memory beside the struct itself.
     pub(crate) fn heap_bytes(&self) -> usize {
         let messages = self.messages.iter().map(MessageMetadata::heap_bytes);
+        let identities = self.identities.as_ref();
         self.offsets.len() * size_of::<u64>()
+            + identities.map_or(0, |i| i.of_records.len() * IDENTITY_BYTES)
+            + self.last_event_id.as_ref().map_or(0, String::len)
             + self.messages.len() * size_of::<MessageMetadata>()
             + messages.sum::<usize>()
     }
@@ -184,6 +235,10 @@ impl FrameAttributes {
                 .map(|(index, bytes)| (index - first, *bytes))
                 .collect(),
             messages: self.messages.get(skipped..).unwrap_or_default().to_vec(),
+            identities: self.identities.as_ref().map(|all| RecordIdentities {
+                remembered: all.remembered,
+                of_records: all.of_records.get(skipped..).unwrap_or_default().to_vec(),
+            }),
             ..self.clone()
         }
     }
@@ -221,6 +276,12 @@ impl FrameAttributes {
         }
         if !self.messages.is_empty() {
             put_part(&mut out, 7, &encode_messages(&self.messages));
+        }
+        if let Some(id) = &self.last_event_id {
+            put_part(&mut out, 8, id.as_bytes());
+        }
+        if let Some(identities) = &self.identities {
+            put_part(&mut out, 9, &identities.encode());
         }
         out
     }
@@ -260,6 +321,11 @@ impl FrameAttributes {
                     }
                 }
                 7 => attributes.messages = decode_messages(part)?,
+                8 => {
+                    let id = std::str::from_utf8(part).map_err(|_| DamagedFrame)?;
+                    attributes.last_event_id = Some(id.to_owned());
+                }
+                9 => attributes.identities = Some(RecordIdentities::decode(part)?),
                 _ => {}
             }
         }
@@ -272,6 +338,7 @@ const TIMESTAMP: u8 = 0x02;
 const HEADERS: u8 = 0x04;
 const TOMBSTONE_SHIFT: u32 = 3;
 const TOMBSTONE_MASK: u8 = 0x03;
+const REJECTED: u8 = 0x20;
 
 fn encode_messages(messages: &[MessageMetadata]) -> Vec<u8> {
     let mut out = Vec::with_capacity(messages.len() * 8);
@@ -288,6 +355,7 @@ fn encode_messages(messages: &[MessageMetadata]) -> Vec<u8> {
         flag(message.key.is_some(), KEY);
         flag(message.timestamp_ms.is_some(), TIMESTAMP);
         flag(!message.headers.is_empty(), HEADERS);
+        flag(message.rejected.is_some(), REJECTED);
         out.push(flags);
         if let Some(key) = &message.key {
             put_bytes(&mut out, key);
@@ -308,6 +376,9 @@ fn encode_messages(messages: &[MessageMetadata]) -> Vec<u8> {
                     }
                 }
             }
+        }
+        if let Some(reason) = &message.rejected {
+            put_bytes(&mut out, reason.as_bytes());
         }
     }
     out
@@ -337,16 +408,16 @@ fn decode_messages(mut part: &[u8]) -> Result<Vec<MessageMetadata>, DamagedFrame
         }
         if flags & HEADERS != 0 {
             for _ in 0..take_varint(&mut part)? {
-                let length = take_varint(&mut part)?;
-                let name = std::str::from_utf8(take_bytes(&mut part, length)?)
-                    .map_err(|_| DamagedFrame)?
-                    .to_owned();
+                let name = take_text(&mut part)?.to_owned();
                 let value = match take_varint(&mut part)?.checked_sub(1) {
                     None => None,
                     Some(length) => Some(take_bytes(&mut part, length)?.to_vec()),
                 };
                 message.headers.push((name, value));
             }
+        }
+        if flags & REJECTED != 0 {
+            message.rejected = Some(take_text(&mut part)?.to_owned());
         }
         messages.push(message);
     }
@@ -372,6 +443,12 @@ fn take_bytes<'a>(bytes: &mut &'a [u8], length: u64) -> Result<&'a [u8], Damaged
     let (taken, rest) = bytes.split_at_checked(length).ok_or(DamagedFrame)?;
     *bytes = rest;
     Ok(taken)
+}
+
+/// Text that is preceded by its length.
+fn take_text<'a>(bytes: &mut &'a [u8]) -> Result<&'a str, DamagedFrame> {
+    let length = take_varint(bytes)?;
+    std::str::from_utf8(take_bytes(bytes, length)?).map_err(|_| DamagedFrame)
 }
 
 fn put_part(out: &mut Vec<u8>, tag: u8, part: &[u8]) {
@@ -429,12 +506,16 @@ mod tests {
             vec((".{0,5}", bytes()), 0..3),
             proptest::option::of(any::<i64>()),
             proptest::option::of(proptest::sample::select(&Tombstone::ALL[..])),
+            proptest::option::of(".{0,5}"),
         )
-            .prop_map(|(key, headers, timestamp_ms, tombstone)| MessageMetadata {
-                key,
-                headers,
-                timestamp_ms,
-                tombstone,
+            .prop_map(|(key, headers, timestamp_ms, tombstone, rejected)| {
+                MessageMetadata {
+                    key,
+                    headers,
+                    timestamp_ms,
+                    tombstone,
+                    rejected,
+                }
             })
     }
 
@@ -452,6 +533,8 @@ mod tests {
             since in proptest::option::of(any::<u64>()),
             truncated_records in vec((0u64..512, any::<u64>()), 0..3),
             messages in vec(message(), 0..9),
+            last_event_id in proptest::option::of(".{0,20}"),
+            identities in proptest::option::of((any::<u64>(), vec(any::<u128>(), 0..9))),
         ) {
             let offsets = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
             let attributes = FrameAttributes {
@@ -465,6 +548,8 @@ mod tests {
                 }),
                 truncated_records,
                 messages,
+                last_event_id,
+                identities: identities.map(|(remembered, of_records)| RecordIdentities { remembered, of_records }),
             };
             prop_assert_eq!(FrameAttributes::decode(&attributes.encode(first), first), Ok(attributes));
         }
@@ -481,6 +566,7 @@ mod tests {
                 retry_of: (20..20 + count).collect(),
                 truncated_records: (0..count).map(|index| (index, 100 + index)).collect(),
                 messages,
+                identities: Some(RecordIdentities { remembered: 5, of_records: (0..u128::from(count)).collect() }),
                 ..FrameAttributes::default()
             };
             let rest = attributes.skip(skipped);
@@ -490,11 +576,36 @@ mod tests {
             let truncated: Vec<_> = (first..count).map(|n| (n - first, 100 + n)).collect();
             prop_assert_eq!(rest.truncated_records, truncated);
             prop_assert_eq!(&rest.messages[..], &attributes.messages[skipped..]);
+            let identities = rest.identities.expect("as many as records");
+            prop_assert_eq!(identities.of_records, (u128::from(first)..u128::from(count)).collect::<Vec<_>>());
         }
 
         #[test]
         fn any_bytes_decode_or_are_damaged(bytes in vec(any::<u8>(), 0..200)) {
             let _ = FrameAttributes::decode(&bytes, 0);
+        }
+    }
+
+    #[test]
+    fn tags_of_http_sources_are_the_formats() {
+        let attributes = FrameAttributes {
+            last_event_id: Some("a7".into()),
+            identities: Some(RecordIdentities {
+                remembered: 300,
+                of_records: vec![1],
+            }),
+            ..FrameAttributes::default()
+        };
+        let identity = [1].into_iter().chain([0; 15]);
+        let expected: Vec<u8> = [8, 2, b'a', b'7', 9, 18, 0xac, 0x02]
+            .into_iter()
+            .chain(identity)
+            .collect();
+        assert_eq!(attributes.encode(0), expected);
+        assert_eq!(FrameAttributes::decode(&expected, 0), Ok(attributes));
+        // Half an identity, and an id that is not UTF-8.
+        for damaged in [&[9, 3, 1, 2, 3][..], &[8, 1, 0xff]] {
+            assert_eq!(FrameAttributes::decode(damaged, 0), Err(DamagedFrame));
         }
     }
 }

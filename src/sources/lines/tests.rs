@@ -274,7 +274,7 @@ fn content(kind: usize, values: &[String], indent: usize) -> (String, Option<&'s
     }
 }
 
-fn any_value() -> impl Strategy<Value = String> {
+pub(super) fn any_value() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         Just("1".to_owned()),
         Just("null".to_owned()),
