@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use arrow::array::RecordBatch;
@@ -72,6 +72,8 @@ pub struct LakeTable {
     pub(super) sizes: Sizes,
     /// Of an entity table: its view merges all levels when it ends.
     merge_all_on_close: AtomicBool,
+    /// The last record of which retention has removed a row since the table was opened.
+    dropped_lsn: AtomicU64,
     delta: Mutex<Delta>,
     state: RwLock<TableState>,
     runtime: tokio::runtime::Handle,
@@ -312,6 +314,7 @@ impl LakeTable {
             app_ids,
             sizes: Sizes::default(),
             merge_all_on_close: false.into(),
+            dropped_lsn: 0.into(),
             delta: Mutex::new(delta),
             state: RwLock::new(state),
             runtime,
@@ -738,6 +741,7 @@ impl LakeTable {
             .cloned()
             .collect();
         let files = remove.len();
+        let dropped = remove.iter().map(|file| file.max_lsn).max();
         if files > 0 {
             self.commit(
                 &Change {
@@ -748,7 +752,14 @@ impl LakeTable {
                 &[],
             )?;
         }
+        self.dropped_lsn
+            .fetch_max(dropped.unwrap_or_default(), Ordering::Relaxed);
         Ok(files)
+    }
+
+    /// The last record of which retention has removed a row since the table was opened.
+    pub fn dropped_lsn(&self) -> Lsn {
+        self.dropped_lsn.load(Ordering::Relaxed)
     }
 
     /// Names of the Delta log's files, and the data files that they name, as of one moment.

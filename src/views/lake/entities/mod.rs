@@ -71,6 +71,7 @@
 //! A query goes through the leaves in order (`scan`): of each it reads the files, the rows that the
 //! levels and memory have of it, and gives the newest of each key. What it holds at once is a leaf.
 
+pub(crate) mod changes;
 pub(super) mod leaves;
 pub(super) mod levels;
 #[cfg(test)]
