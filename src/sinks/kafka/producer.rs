@@ -1,0 +1,258 @@
+//! A transactional producer that commits the sink's cursor with its messages.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use crate::config::sinks::KafkaSink;
+use crate::sinks::lock_of;
+use crate::sinks::{Cursor, SinkError};
+use crate::sources::kafka::client;
+
+/// How long the broker may take to begin or end a transaction, or to say where the sink is.
+const TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a full queue may take to get room.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
+const POLL: Duration = Duration::from_millis(100);
+/// Sending polls the library for delivery reports after so many messages.
+const POLL_EVERY: usize = 256;
+/// The partition in whose name the cursor is committed; every topic has it.
+const CURSOR_PARTITION: i32 = 0;
+/// Reasons of refused messages that one attempt keeps.
+const MAX_REFUSED: usize = 1_000;
+
+/// A message to send; without a value it deletes its key.
+pub struct Message<'a> {
+    /// Which row it is.
+    pub id: (i64, usize),
+    pub key: Option<&'a str>,
+    pub value: Option<&'a [u8]>,
+}
+
+/// A transaction that was not committed.
+pub struct Failed {
+    pub error: SinkError,
+    /// Rows that the broker refuses for good, with its reasons.
+    pub refused: Vec<((i64, usize), String)>,
+}
+
+/// What the broker said of messages.
+#[derive(Default)]
+struct Reports {
+    refused: Vec<((i64, usize), String)>,
+    first_error: Option<String>,
+}
+
+/// Collects the reports of messages.
+#[derive(Clone, Default)]
+struct Callbacks(Arc<Mutex<Reports>>);
+
+impl ClientContext for Callbacks {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, message, "kafka");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka");
+    }
+}
+
+impl ProducerContext for Callbacks {
+    type DeliveryOpaque = Box<(i64, usize)>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, id: Self::DeliveryOpaque) {
+        let Err((error, message)) = result else {
+            return;
+        };
+        let mut reports = lock_of(&self.0);
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            if reports.refused.len() < MAX_REFUSED {
+                let bytes = message.payload().map_or(0, <[u8]>::len);
+                reports.refused.push((*id, too_large(bytes)));
+            }
+        } else if reports.first_error.is_none() {
+            reports.first_error = Some(error.to_string());
+        }
+    }
+}
+
+fn too_large(bytes: usize) -> String {
+    format!("the message of {bytes} bytes is over the limit of the topic")
+}
+
+/// A producer that writes transactions.
+pub struct Transactions {
+    producer: BaseProducer<Callbacks>,
+    reports: Callbacks,
+    group: ConsumerGroupMetadata,
+    topic: String,
+    sent: usize,
+}
+
+impl Transactions {
+    /// Ends what a producer of this name left open, and returns the cursor that is committed.
+    pub fn begin(def: &KafkaSink, name: &str) -> Result<(Self, Option<Cursor>), SinkError> {
+        let connection = client::connection(&def.brokers, &def.security)
+            .map_err(|e| SinkError::Halted(e.to_string()))?;
+        let mut config = ClientConfig::new();
+        config.set_log_level(RDKafkaLogLevel::Info);
+        for (key, value) in &connection {
+            config.set(*key, value);
+        }
+        let consumer: BaseConsumer = config
+            .clone()
+            .set("group.id", name)
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .create()
+            .map_err(|e| SinkError::Halted(client::setting_error(&e)))?;
+        let reports = Callbacks::default();
+        let producer: BaseProducer<Callbacks> = config
+            .set("transactional.id", name)
+            .set("client.id", "weir")
+            .set("transaction.timeout.ms", "60000")
+            .set("compression.type", "lz4")
+            .set("linger.ms", "20")
+            .set("batch.size", "1000000")
+            .set("message.max.bytes", (4 << 20).to_string())
+            .set("queue.buffering.max.kbytes", (16 << 10).to_string())
+            .create_with_context(reports.clone())
+            .map_err(|e| SinkError::Halted(client::setting_error(&e)))?;
+        producer
+            .init_transactions(TIMEOUT)
+            .map_err(|e| of_kafka(&e))?;
+        let missing = || SinkError::Unavailable("the client library has no group".into());
+        let group = consumer.group_metadata().ok_or_else(missing)?;
+        let cursor = committed_cursor(&consumer, &def.topic)?;
+        let transactions = Self {
+            producer,
+            reports,
+            group,
+            topic: def.topic.clone(),
+            sent: 0,
+        };
+        Ok((transactions, cursor))
+    }
+
+    /// Begins a transaction.
+    pub fn start(&mut self) -> Result<(), SinkError> {
+        *lock_of(&self.reports.0) = Reports::default();
+        self.producer.begin_transaction().map_err(|e| of_kafka(&e))
+    }
+
+    /// Hands a message over; returns the reason if it is refused for good.
+    pub fn send(&mut self, message: &Message<'_>) -> Result<Option<String>, SinkError> {
+        let deadline = Instant::now() + QUEUE_TIMEOUT;
+        let mut record: BaseRecord<'_, str, [u8], Box<(i64, usize)>> =
+            BaseRecord::with_opaque_to(&self.topic, Box::new(message.id));
+        record.key = message.key;
+        record.payload = message.value;
+        self.sent += 1;
+        if self.sent.is_multiple_of(POLL_EVERY) {
+            self.producer.poll(Duration::ZERO);
+        }
+        loop {
+            let (error, returned) = match self.producer.send(record) {
+                Ok(()) => return Ok(None),
+                Err(refused) => refused,
+            };
+            match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
+                    self.producer.poll(POLL);
+                    record = returned;
+                }
+                Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+                    return Ok(Some(too_large(message.value.map_or(0, <[u8]>::len))));
+                }
+                _ => return Err(of_kafka(&error)),
+            }
+        }
+    }
+
+    /// Commits the messages together with the cursor after them.
+    pub fn commit(&mut self, cursor: &Cursor) -> Result<(), Failed> {
+        let flushed = self.producer.flush(TIMEOUT);
+        let Reports {
+            refused,
+            first_error,
+        } = std::mem::take(&mut *lock_of(&self.reports.0));
+        let failed = |error| Failed {
+            error,
+            refused: Vec::new(),
+        };
+        if !refused.is_empty() {
+            // Part of the transaction is missing: the rest is sent again without these.
+            let error = SinkError::Unavailable(refused[0].1.clone());
+            return Err(Failed { error, refused });
+        }
+        if let Some(error) = first_error {
+            return Err(failed(SinkError::Unavailable(error)));
+        }
+        flushed
+            .map_err(|e| of_kafka(&e))
+            .and_then(|()| self.commit_cursor(cursor))
+            .map_err(failed)
+    }
+
+    fn commit_cursor(&self, cursor: &Cursor) -> Result<(), SinkError> {
+        let mut offsets = TopicPartitionList::new();
+        let mut cursor_offset = offsets.add_partition(&self.topic, CURSOR_PARTITION);
+        let offset = Offset::Offset(i64::try_from(cursor.lsn).unwrap_or(i64::MAX));
+        cursor_offset.set_offset(offset).map_err(|e| of_kafka(&e))?;
+        cursor_offset.set_metadata(cursor.to_json());
+        self.producer
+            .send_offsets_to_transaction(&offsets, &self.group, TIMEOUT)
+            .map_err(|e| of_kafka(&e))?;
+        self.producer
+            .commit_transaction(TIMEOUT)
+            .map_err(|e| of_kafka(&e))
+    }
+}
+
+/// The cursor of the group's committed offset; none if nothing was ever committed.
+fn committed_cursor(consumer: &BaseConsumer, topic: &str) -> Result<Option<Cursor>, SinkError> {
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(topic, CURSOR_PARTITION);
+    let committed = consumer
+        .committed_offsets(asked, TIMEOUT)
+        .map_err(|e| of_kafka(&e))?;
+    let Some(found) = committed.find_partition(topic, CURSOR_PARTITION) else {
+        return Ok(None);
+    };
+    match found.offset() {
+        Offset::Offset(_) => serde_json::from_str(found.metadata()).map(Some).map_err(|_| {
+            SinkError::Halted(format!(
+                "the group of the sink has an offset for {topic} that is not a cursor of weir; give the sink another name"
+            ))
+        }),
+        _ => Ok(None),
+    }
+}
+
+/// Fenced by another producer, or without permission: somebody must act. Everything else passes.
+fn of_kafka(error: &KafkaError) -> SinkError {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch) => {
+            SinkError::Halted(
+                "another process writes with this sink: only one may run; stop it, then `weir sinks resume NAME`"
+                    .into(),
+            )
+        }
+        Some(
+            RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed,
+        ) => SinkError::Halted(format!(
+            "{error}; give its user the right to write to the topic, to the transactional id and to the group"
+        )),
+        _ => SinkError::Unavailable(error.to_string()),
+    }
+}
