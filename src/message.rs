@@ -25,6 +25,10 @@ pub struct MessageMetadata {
     /// What becomes of the record if the message's value is null.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tombstone: Option<Tombstone>,
+    /// Why the source could not read the value, which is stored as it arrived: a dead letter with
+    /// this reason. Stored with the record, so that a replay needs nothing else to decide the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<String>,
 }
 
 /// What becomes of a message without a value, which deletes its key in a compacted topic. Stored
@@ -61,7 +65,9 @@ impl MessageMetadata {
         let headers = self.headers.iter().map(|(name, value)| {
             size_of::<(String, Option<Vec<u8>>)>() + name.len() + value.as_ref().map_or(0, Vec::len)
         });
-        self.key.as_ref().map_or(0, Vec::len) + headers.sum::<usize>()
+        self.key.as_ref().map_or(0, Vec::len)
+            + self.rejected.as_ref().map_or(0, String::len)
+            + headers.sum::<usize>()
     }
 
     /// Adds itself to the members of a row's `attributes`.
@@ -100,6 +106,11 @@ impl Messages<'_> {
     /// What becomes of a record whose message has no value.
     pub fn tombstone(&self, index: usize) -> Option<Tombstone> {
         self.metadata.get(index)?.tombstone
+    }
+
+    /// Why the source could not read a record, if it could not.
+    pub fn rejected(&self, index: usize) -> Option<&str> {
+        self.metadata.get(index)?.rejected.as_deref()
     }
 }
 
@@ -194,8 +205,9 @@ mod tests {
             ),
             timestamp_ms in proptest::option::of(any::<i64>()),
             tombstone in proptest::option::of(proptest::sample::select(&Tombstone::ALL[..])),
+            rejected in proptest::option::of(".{0,9}"),
         ) {
-            let message = MessageMetadata { key, headers, timestamp_ms, tombstone };
+            let message = MessageMetadata { key, headers, timestamp_ms, tombstone, rejected };
             let mut attributes = serde_json::Map::new();
             attributes.insert("retry_of".into(), serde_json::json!([1]));
             message.add_to_attributes(&mut attributes);
@@ -214,10 +226,11 @@ mod tests {
             headers: vec![("h".into(), Some(vec![0xff])), ("e".into(), None)],
             timestamp_ms: Some(5),
             tombstone: Some(Tombstone::DeadLetter),
+            rejected: Some("r".into()),
         };
         assert_eq!(
             serde_json::to_string(&message).expect("JSON"),
-            r#"{"key":"k","headers":[["h",{"base64":"/w=="}],["e",null]],"timestamp":5,"tombstone":"dead_letter"}"#
+            r#"{"key":"k","headers":[["h",{"base64":"/w=="}],["e",null]],"timestamp":5,"tombstone":"dead_letter","rejected":"r"}"#
         );
     }
 

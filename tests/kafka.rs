@@ -15,19 +15,19 @@ use serde_json::{Value, json};
 use crate::server::Server;
 use crate::support::{TestFolder, wait_until};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 const GROUP: &str = "weir-test";
 
 const STREAM: &str = "[streams.events]\nschema = \"id bigint not null, at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time, id from events\"\n";
 
 /// A cluster with a producer.
-struct Cluster {
-    producer: BaseProducer,
-    mock: MockCluster<'static, DefaultProducerContext>,
+pub struct Cluster {
+    pub producer: BaseProducer,
+    pub mock: MockCluster<'static, DefaultProducerContext>,
 }
 
 impl Cluster {
-    fn new(topics: &[(&str, i32)]) -> Self {
+    pub fn new(topics: &[(&str, i32)]) -> Self {
         let mock = MockCluster::new(1).expect("a cluster");
         for (topic, partitions) in topics {
             mock.create_topic(topic, *partitions, 1).expect("a topic");
@@ -49,7 +49,12 @@ impl Cluster {
     }
 
     fn send_payload(&self, topic: &str, partition: i32, payload: Option<&str>) {
-        let mut record = BaseRecord::<str, str>::to(topic)
+        self.send_bytes(topic, partition, payload.map(str::as_bytes));
+    }
+
+    /// Sends a message with the key `k`.
+    pub fn send_bytes(&self, topic: &str, partition: i32, payload: Option<&[u8]>) {
+        let mut record = BaseRecord::<str, [u8]>::to(topic)
             .partition(partition)
             .key("k");
         if let Some(payload) = payload {
@@ -103,7 +108,7 @@ impl Cluster {
         self.configure_stream(folder, keys, STREAM);
     }
 
-    fn configure_stream(&self, folder: &TestFolder, keys: &str, stream: &str) {
+    pub fn configure_stream(&self, folder: &TestFolder, keys: &str, stream: &str) {
         folder.configure(&format!(
             "[[sources]]\nname = \"broker\"\ntype = \"kafka\"\nbrokers = [\"{}\"]\ngroup = \"{GROUP}\"\n{keys}\n{stream}",
             self.mock.bootstrap_servers()
@@ -127,7 +132,7 @@ fn ids(folder: &TestFolder) -> Vec<u64> {
         .collect()
 }
 
-fn server(folder: &TestFolder) -> Server {
+pub fn server(folder: &TestFolder) -> Server {
     let mut command: Command = folder.command(&["run"]);
     command.env("WEIR_SERVER_HTTP", "127.0.0.1:0");
     Server::start(&mut command, &folder.path("data"))
@@ -308,7 +313,7 @@ fn offsets_that_the_broker_removed_halt_a_partition_of_a_running_server() {
     );
 }
 
-fn sql(server: &Server, query: &str) -> Vec<Value> {
+pub fn sql(server: &Server, query: &str) -> Vec<Value> {
     let body = serde_json::json!({ "sql": query }).to_string();
     let (_, answer) = server.request("POST", "/api/v1/sql", &[], body.as_bytes());
     answer["rows"].as_array().cloned().unwrap_or_default()

@@ -433,6 +433,7 @@ fn random_message(numbers: &mut Lcg) -> MessageMetadata {
         headers: vec![("trace".into(), value)],
         timestamp_ms: (numbers.below(2) == 0).then(|| numbers.below(1 << 41) as i64),
         tombstone: (numbers.below(9) == 0).then_some(Tombstone::Skip),
+        rejected: (numbers.below(9) == 0).then(|| "unreadable".to_owned()),
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::generate::PATH;
 use super::{Global, serve, tokio_runtime};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
+use crate::generator::PATH;
 use crate::generator::{Generator, Settings};
 use crate::ids::ViewId;
 use crate::runtime::{Options, Running, RuntimeError};

@@ -1,38 +1,20 @@
-//! `weir generate` and `weir replay`: records to stdout, a file or HTTP, or served by the protocol of
-//! the original stream.
+//! `weir generate` and `weir replay`: records to stdout, a file, Kafka or HTTP, or served by the
+//! protocol of the original stream.
 
-use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::{Global, output, tokio_runtime};
+use super::Global;
+use super::target::{Sink, Target};
 use crate::clock::{Clock, SystemClock};
 use crate::config::units::parse_time;
 use crate::generator::{Generator, RATE, Settings};
 use crate::runtime::RuntimeError;
-use crate::server::upstream::Upstream;
-
-/// The original stream's path on its server.
-pub const PATH: &str = crate::generator::PATH;
-/// Records of one POST.
-const POST_RECORDS: usize = 1_000;
-
-/// Where records go.
-#[derive(Debug, Args)]
-struct Target {
-    /// Write to a file instead of stdout.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["post", "serve"])]
-    file: Option<PathBuf>,
-    /// Send to this address by HTTP POST, 1,000 records at a time.
-    #[arg(long, value_name = "URL", conflicts_with = "serve")]
-    post: Option<String>,
-    /// Serve a websocket and chunked HTTP at /2/… of this address.
-    #[arg(long, value_name = "ADDRESS")]
-    serve: Option<SocketAddr>,
-}
+use crate::server::upstream::{History, Records};
 
 /// Generates answers to invitations, faithful to recordings; the same seed gives the same bytes.
 #[derive(Debug, Args)]
@@ -70,118 +52,6 @@ pub struct Replay {
     target: Target,
 }
 
-/// Where records are written.
-enum Sink {
-    Writer(BufWriter<Box<dyn Write>>),
-    Post {
-        client: reqwest::Client,
-        url: String,
-        pending: Vec<u8>,
-        count: usize,
-        runtime: tokio::runtime::Runtime,
-    },
-    Serve {
-        upstream: Upstream,
-        _runtime: tokio::runtime::Runtime,
-    },
-}
-
-impl Sink {
-    fn open(target: &Target) -> Result<Self, RuntimeError> {
-        let failed = |e: String| RuntimeError::Failed(e);
-        if let Some(address) = target.serve {
-            let (runtime, upstream) = (tokio_runtime()?, Upstream::default());
-            let bound = runtime
-                .block_on(upstream.clone().serve(address, PATH))
-                .map_err(|e| failed(format!("{address}: {e}")))?;
-            eprintln!("weir: serving ws://{bound}{PATH} and http://{bound}{PATH}");
-            return Ok(Self::Serve {
-                upstream,
-                _runtime: runtime,
-            });
-        }
-        if let Some(url) = &target.post {
-            let client = reqwest::Client::builder()
-                .no_proxy()
-                .build()
-                .map_err(|e| failed(e.to_string()))?;
-            return Ok(Self::Post {
-                client,
-                url: url.clone(),
-                pending: Vec::new(),
-                count: 0,
-                runtime: tokio_runtime()?,
-            });
-        }
-        let writer: Box<dyn Write> = match &target.file {
-            Some(path) => Box::new(
-                std::fs::File::create(path)
-                    .map_err(|e| failed(format!("{}: {e}", path.display())))?,
-            ),
-            None => Box::new(std::io::stdout()),
-        };
-        Ok(Self::Writer(BufWriter::with_capacity(1 << 20, writer)))
-    }
-
-    fn is_paced(&self) -> bool {
-        !matches!(self, Self::Writer(_))
-    }
-
-    fn send(&mut self, mtime: i64, record: &str) -> Result<(), RuntimeError> {
-        match self {
-            Self::Writer(writer) => {
-                let written = writer
-                    .write_all(record.as_bytes())
-                    .and_then(|()| writer.write_all(b"\n"));
-                output::check_written(written)
-            }
-            Self::Serve { upstream, .. } => {
-                upstream.send(mtime, record);
-                Ok(())
-            }
-            Self::Post { pending, count, .. } => {
-                pending.extend_from_slice(record.as_bytes());
-                pending.push(b'\n');
-                *count += 1;
-                if *count >= POST_RECORDS {
-                    self.flush()
-                } else {
-                    Ok(())
-                }
-            }
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), RuntimeError> {
-        match self {
-            Self::Writer(writer) => output::check_written(writer.flush()),
-            Self::Serve { .. } => Ok(()),
-            Self::Post {
-                client,
-                url,
-                pending,
-                count,
-                runtime,
-            } => {
-                *count = 0;
-                let body = std::mem::take(pending);
-                if body.is_empty() {
-                    return Ok(());
-                }
-                let sent = runtime.block_on(async {
-                    let request = client
-                        .post(url.as_str())
-                        .header("content-type", "application/x-ndjson")
-                        .body(body);
-                    request.send().await?.error_for_status()
-                });
-                sent.map(drop)
-                    .map_err(|e| RuntimeError::Failed(e.to_string()))
-            }
-        }
-    }
-}
-
 impl Generate {
     pub fn run(&self, _global: &Global) -> Result<(), RuntimeError> {
         let now = SystemClock::default().now();
@@ -197,7 +67,7 @@ impl Generate {
                 self.rate
             )));
         }
-        let mut sink = Sink::open(&self.target)?;
+        let mut sink = Sink::open(&self.target, None)?;
         let is_paced = sink.is_paced()
             || self
                 .start
@@ -220,52 +90,107 @@ impl Generate {
                 pace(&mut sink, started, due)?;
             }
         }
-        sink.flush()
+        sink.finish()
     }
 }
 
 /// Waits until a record is due; pending records are sent first.
 fn pace(sink: &mut Sink, started: Instant, due: Duration) -> Result<(), RuntimeError> {
-    if let Some(wait) = due
-        .checked_sub(started.elapsed())
-        .filter(|w| *w > Duration::from_millis(1))
-    {
-        sink.flush()?;
-        std::thread::sleep(wait);
+    match due.checked_sub(started.elapsed()) {
+        Some(wait) if wait > Duration::from_millis(1) => sink.wait(wait),
+        Some(_) | None => Ok(()),
     }
-    Ok(())
+}
+
+/// The records of a recording, in its order.
+struct Recording {
+    lines: io::Lines<BufReader<std::fs::File>>,
+    /// The time of the first record, in ms; none to leave times as they are.
+    shift_to: Option<i64>,
+    /// The recorded time of the first record.
+    first: Option<i64>,
+}
+
+/// A record of a recording.
+struct Recorded {
+    /// Its recorded time, in ms, if it has one.
+    recorded_at: Option<i64>,
+    /// Its time as it is sent; 0 without one.
+    mtime: i64,
+    line: String,
+}
+
+impl Recording {
+    fn open(path: &Path, shift_to: Option<i64>) -> io::Result<Self> {
+        let file = BufReader::with_capacity(1 << 20, std::fs::File::open(path)?);
+        Ok(Self {
+            lines: file.lines(),
+            shift_to,
+            first: None,
+        })
+    }
+
+    fn record(&mut self, line: String) -> Recorded {
+        let recorded_at = crate::generator::mtime(&line);
+        let (Some(recorded_at), shift_to) = (recorded_at, self.shift_to) else {
+            return Recorded {
+                recorded_at,
+                mtime: 0,
+                line,
+            };
+        };
+        let first = *self.first.get_or_insert(recorded_at);
+        let (line, mtime) = match shift_to {
+            Some(shift_to) => crate::generator::shift(&line, shift_to - first),
+            None => (line, recorded_at),
+        };
+        Recorded {
+            recorded_at: Some(recorded_at),
+            mtime,
+            line,
+        }
+    }
+}
+
+impl Iterator for Recording {
+    type Item = io::Result<Recorded>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let line = self.lines.next()?;
+        Some(line.map(|line| self.record(line)))
+    }
 }
 
 impl Replay {
     pub fn run(&self, _global: &Global) -> Result<(), RuntimeError> {
-        let failed =
-            |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", self.path.display()));
-        let file =
-            BufReader::with_capacity(1 << 20, std::fs::File::open(&self.path).map_err(failed)?);
-        let mut sink = Sink::open(&self.target)?;
+        let failed = |e: io::Error| RuntimeError::Failed(format!("{}: {e}", self.path.display()));
         let now_ms = SystemClock::default().now() / 1_000;
+        let shift_to = self.shift_to_now.then_some(now_ms);
+        let recording = Recording::open(&self.path, shift_to).map_err(failed)?;
+        let path = self.path.clone();
+        // The same records for a client that continues after an earlier one.
+        let history: History = Arc::new(move || -> io::Result<Records> {
+            let again = Recording::open(&path, shift_to)?;
+            Ok(Box::new(
+                again.map(|record| record.map(|record| record.line)),
+            ))
+        });
+        let mut sink = Sink::open(&self.target, Some(history))?;
         let started = Instant::now();
         let (mut first, mut newest) = (None, i64::MIN);
-        for line in file.lines() {
-            let line = line.map_err(failed)?;
-            let Some(mtime) = crate::generator::mtime(&line) else {
-                sink.send(0, &line)?;
-                continue;
-            };
-            let first = *first.get_or_insert(mtime);
-            newest = newest.max(mtime);
-            if let Some(speed) = self.speed {
-                let due =
-                    Duration::from_secs_f64((newest - first) as f64 / 1_000.0 / speed.max(1e-6));
-                pace(&mut sink, started, due)?;
+        for record in recording {
+            let record = record.map_err(failed)?;
+            if let Some(recorded_at) = record.recorded_at {
+                let first = *first.get_or_insert(recorded_at);
+                newest = newest.max(recorded_at);
+                if let Some(speed) = self.speed {
+                    let recorded = (newest - first) as f64 / 1_000.0;
+                    let due = Duration::from_secs_f64(recorded / speed.max(1e-6));
+                    pace(&mut sink, started, due)?;
+                }
             }
-            if self.shift_to_now {
-                let (line, mtime) = crate::generator::shift(&line, now_ms - first);
-                sink.send(mtime, &line)?;
-            } else {
-                sink.send(mtime, &line)?;
-            }
+            sink.send(record.mtime, &record.line)?;
         }
-        sink.flush()
+        sink.finish()
     }
 }

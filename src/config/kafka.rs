@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::avro::{self, FormatError, MessageFormat};
 use super::raw;
 use super::units::parse_time;
 use crate::event::Micros;
@@ -25,6 +26,8 @@ pub struct KafkaDef {
     pub from: StartFrom,
     /// What becomes of messages without a value.
     pub tombstone: Tombstone,
+    /// How values are written.
+    pub format: MessageFormat,
     pub security: Security,
 }
 
@@ -95,8 +98,10 @@ impl Mechanism {
 }
 
 /// What is wrong with the keys of such a source, and what to do.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum KafkaKeyError {
+#[derive(Debug, thiserror::Error)]
+pub(in crate::config) enum KafkaKeyError {
+    #[error(transparent)]
+    Format(#[from] FormatError),
     #[error("`{0}` is a key of type = \"kafka\"; remove the key")]
     OtherType(&'static str),
     #[error("`{0}` is not a key of type = \"kafka\"; remove the key")]
@@ -157,11 +162,13 @@ pub(super) fn check_no_keys(typed: &raw::Source) -> Result<(), KafkaKeyError> {
         ("from", typed.from.is_some()),
         ("tombstone", typed.tombstone.is_some()),
         ("security", typed.security.is_some()),
+        ("format", typed.format.is_some()),
     ];
+    let keys = [&keys[..], &avro::avro_keys(typed)].concat();
     first_set(&keys).map_or(Ok(()), |key| Err(KafkaKeyError::OtherType(key)))
 }
 
-fn first_set(keys: &[(&'static str, bool)]) -> Option<&'static str> {
+pub(super) fn first_set(keys: &[(&'static str, bool)]) -> Option<&'static str> {
     keys.iter().find(|(_, is_set)| *is_set).map(|(key, _)| *key)
 }
 
@@ -189,6 +196,7 @@ pub(super) fn def(
         topics,
         group,
         tombstone: tombstone(typed.tombstone.as_deref())?,
+        format: avro::format(typed, base)?,
         from: start_from(typed.from.as_deref().unwrap_or("earliest"))?,
         security: typed
             .security
@@ -197,7 +205,7 @@ pub(super) fn def(
     })
 }
 
-fn brokers(typed: &[String]) -> Result<Vec<String>, KafkaKeyError> {
+pub(super) fn brokers(typed: &[String]) -> Result<Vec<String>, KafkaKeyError> {
     let is_address = |broker: &String| {
         broker
             .rsplit_once(':')
@@ -239,7 +247,7 @@ fn last_line(message: &str) -> String {
 }
 
 /// Whether Kafka allows this name of a topic.
-fn is_topic(name: &str) -> bool {
+pub(super) fn is_topic(name: &str) -> bool {
     let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=249).contains(&name.len()) && name.chars().all(is_legal) && !matches!(name, "." | "..")
 }
@@ -266,7 +274,7 @@ fn start_from(text: &str) -> Result<StartFrom, KafkaKeyError> {
     }
 }
 
-fn security(typed: &raw::Security, base: &Path) -> Result<Security, KafkaKeyError> {
+pub(super) fn security(typed: &raw::Security, base: &Path) -> Result<Security, KafkaKeyError> {
     let protocol = typed.protocol.clone();
     let (is_encrypted, has_sasl) = match protocol.as_str() {
         "plaintext" => (false, false),
@@ -385,8 +393,11 @@ mod tests {
         };
         set_mode(0o640);
         let shown = path.display().to_string();
-        let refused = security(&typed, folder.path());
-        assert_eq!(refused, Err(KafkaKeyError::Readable(shown)));
+        let refused = security(&typed, folder.path()).expect_err("readable");
+        assert_eq!(
+            refused.to_string(),
+            KafkaKeyError::Readable(shown).to_string()
+        );
         set_mode(0o600);
         let checked = security(&typed, folder.path()).expect("valid");
         assert!(checked.is_encrypted);

@@ -102,7 +102,7 @@ mod tests {
                 ("x".into(), Some(b"2".to_vec())),
             ],
             timestamp_ms: Some(1_000),
-            tombstone: None,
+            ..MessageMetadata::default()
         };
         let metadata = [
             first,

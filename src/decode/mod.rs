@@ -42,6 +42,23 @@ pub struct Received<'a> {
     pub messages: Messages<'a>,
 }
 
+impl Received<'_> {
+    /// Why a record is rejected whatever its bytes are.
+    fn problem(&self, index: u32) -> Option<RecordError> {
+        let mut truncated = self.truncated.iter();
+        if let Some((_, bytes)) = truncated.find(|(at, _)| *at == u64::from(index)) {
+            return Some(RecordError::TooLong { bytes: *bytes });
+        }
+        let index = index as usize;
+        let reason = self.messages.rejected(index)?;
+        Some(RecordError::Unread {
+            partition: self.messages.partition.to_owned(),
+            offset: self.messages.offsets.get(index).copied().unwrap_or(0),
+            reason: reason.to_owned(),
+        })
+    }
+}
+
 /// A frame's records as rows of their stream.
 #[derive(Debug, Clone)]
 pub struct Decoded {
@@ -131,12 +148,8 @@ fn read_records<'a>(
             first: &mut first_column,
             drift: &mut drift,
         };
-        let result = match received
-            .truncated
-            .iter()
-            .find(|(at, _)| *at == u64::from(i))
-        {
-            Some((_, bytes)) => Err(RecordError::TooLong { bytes: *bytes }),
+        let result = match received.problem(i) {
+            Some(problem) => Err(problem),
             None => match received.messages.tombstone(i as usize) {
                 None => read_record(record, &mut target, index.len()),
                 Some(Tombstone::DeadLetter) => Err(RecordError::Tombstone),

@@ -17,6 +17,14 @@ pub(super) enum RecordError {
     TooLong { bytes: u64 },
     #[error("the message has no value (a tombstone)")]
     Tombstone,
+    /// The source could not read the message's value.
+    #[error("{partition}, offset {offset}: {reason}")]
+    Unread {
+        /// `TOPIC/NUMBER`.
+        partition: String,
+        offset: u64,
+        reason: String,
+    },
     #[error("invalid UTF-8")]
     Utf8,
     #[error("invalid JSON: {0}")]

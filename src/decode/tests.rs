@@ -505,3 +505,42 @@ fn a_message_without_a_value_becomes_what_its_tombstone_says() {
     let rejected: Vec<_> = decoded.rejected.iter().map(|r| r.index).collect();
     assert_eq!(rejected, [1]);
 }
+
+#[test]
+fn a_message_that_its_source_could_not_read_is_rejected_with_its_place() {
+    use crate::message::{MessageMetadata, Messages};
+    let stream = Stream::compile(
+        "s",
+        &toml::from_str(
+            "schema = \"v int\"\nselect = \"select kafka_timestamp as event_time, v from s\"",
+        )
+        .expect("a stream"),
+    );
+    let metadata = [
+        MessageMetadata {
+            timestamp_ms: Some(1_000),
+            ..MessageMetadata::default()
+        },
+        MessageMetadata {
+            rejected: Some("Avro: the message ends inside the value".into()),
+            ..MessageMetadata::default()
+        },
+    ];
+    let received = Received {
+        messages: Messages {
+            metadata: &metadata,
+            partition: "t/3",
+            offsets: &[7, 8],
+        },
+        ..received()
+    };
+    // Whatever its bytes look like.
+    let records: [&[u8]; 2] = [b"{\"v\":1}", b"{\"v\":2}"];
+    let decoded = decode(&stream.expect("valid"), records.into_iter(), received);
+    assert_eq!(decoded.index, [0]);
+    assert_eq!(decoded.rejected[0].index, 1);
+    assert_eq!(
+        &*decoded.rejected[0].reason,
+        "t/3, offset 8: Avro: the message ends inside the value"
+    );
+}

@@ -55,12 +55,15 @@ impl Batch {
         &mut self,
         context: &Context,
         offset: u64,
-        payload: Option<&[u8]>,
+        payload: &[u8],
         metadata: &MessageMetadata,
     ) {
-        let payload = payload.unwrap_or_default();
         let size = payload.len() + metadata.heap_bytes();
-        let stored = stored_bytes(context, payload, metadata.heap_bytes());
+        let is_rejected = metadata.rejected.is_some();
+        let stored = match is_rejected {
+            true => size,
+            false => stored_bytes(context, payload, metadata.heap_bytes()),
+        };
         self.next_offset = offset + 1;
         self.bytes += stored.min(MAX_STORED_BYTES);
         if context.record_limits.is_exceeded_by(size as u64) || stored > MAX_STORED_BYTES {
@@ -81,9 +84,10 @@ impl Batch {
             batcher.push(record);
         };
         // A message with too many records is one record, which the decoder rejects with this reason,
-        // and so is an empty one.
-        let is_one_record =
-            payload.trim_ascii().is_empty() || message::has_more_than(payload, MAX_ELEMENTS);
+        // and so is an empty one, and one that is not JSON.
+        let is_one_record = is_rejected
+            || payload.trim_ascii().is_empty()
+            || message::has_more_than(payload, MAX_ELEMENTS);
         if is_one_record {
             push(payload);
         } else {

@@ -85,6 +85,9 @@ impl Source<'_> {
     }
 
     fn unreachable(&self) -> SourceError {
+        if let Some(error) = self.missing_registry() {
+            return error;
+        }
         let reason = self.connection.describe();
         let seconds = CONNECT_TIMEOUT.as_secs();
         let reason = format!("the brokers sent nothing for {seconds} seconds: {reason}");
@@ -112,7 +115,7 @@ impl Source<'_> {
             .all(|partition| match partition.phase {
                 Phase::Reading => partition.has_reached_end(),
                 Phase::Idle | Phase::Halted(_) => true,
-                Phase::Starting | Phase::Revoking => false,
+                Phase::Starting | Phase::AwaitingSchema(_) | Phase::Revoking => false,
             })
     }
 

@@ -40,8 +40,7 @@ fn settings(
     let answer_bytes = (fetch_bytes.max(limits.max_bytes) + ANSWER_MARGIN_BYTES)
         .clamp(MIN_ANSWER_BYTES, MAX_ANSWER_BYTES);
     let text = str::to_owned;
-    let mut settings = vec![
-        ("bootstrap.servers", def.brokers.join(",")),
+    vec![
         ("group.id", def.group.clone()),
         ("client.id", text("weir")),
         // Positions are the log's: the library neither stores nor commits nor resets one by itself.
@@ -68,9 +67,30 @@ fn settings(
         ("receive.message.max.bytes", answer_bytes.to_string()),
         // By default a full queue stops fetching for a second.
         ("fetch.queue.backoff.ms", text("20")),
-    ];
-    settings.extend(security(&def.security));
-    settings
+    ]
+}
+
+/// Settings of a client that connects as declared; the password is read now.
+///
+/// # Errors
+///
+/// The password cannot be read.
+pub fn connection(
+    brokers: &[String],
+    def: &Security,
+) -> Result<Vec<(&'static str, String)>, SourceError> {
+    let mut settings = vec![("bootstrap.servers", brokers.join(","))];
+    settings.extend(security(def));
+    if let Some(sasl) = &def.sasl {
+        let path = &sasl.password_file;
+        let text = std::fs::read_to_string(path).map_err(|source| SourceError::Io {
+            path: path.display().to_string(),
+            source,
+        })?;
+        let password = text.trim_end_matches(['\r', '\n']).to_owned();
+        settings.push(("sasl.password", password));
+    }
+    Ok(settings)
 }
 
 fn security(def: &Security) -> Vec<(&'static str, String)> {
@@ -106,16 +126,9 @@ pub(super) fn connect(
 ) -> Result<Consumer, SourceError> {
     let mut config = ClientConfig::new();
     config.set_log_level(RDKafkaLogLevel::Info);
-    for (key, value) in settings(def, limits, fetch_bytes) {
+    let settings = settings(def, limits, fetch_bytes).into_iter();
+    for (key, value) in settings.chain(connection(&def.brokers, &def.security)?) {
         config.set(key, value);
-    }
-    if let Some(sasl) = &def.security.sasl {
-        let path = &sasl.password_file;
-        let text = std::fs::read_to_string(path).map_err(|source| SourceError::Io {
-            path: path.display().to_string(),
-            source,
-        })?;
-        config.set("sasl.password", text.trim_end_matches(['\r', '\n']));
     }
     config
         .create_with_context(Callbacks::new(source))
@@ -123,7 +136,7 @@ pub(super) fn connect(
 }
 
 /// The reason of an error in a setting, without its value, which may be a secret.
-fn setting_error(error: &KafkaError) -> String {
+pub fn setting_error(error: &KafkaError) -> String {
     match error {
         KafkaError::ClientConfig(_, reason, key, _) => format!("{key}: {reason}"),
         other => other.to_string(),
@@ -240,7 +253,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::config::{StartFrom, Topics};
+    use crate::config::{MessageFormat, StartFrom, Topics};
     use crate::message::Tombstone;
 
     fn def(security: Security) -> KafkaDef {
@@ -249,6 +262,7 @@ mod tests {
             topics: Topics::Named(BTreeMap::new()),
             group: "g".into(),
             tombstone: Tombstone::default(),
+            format: MessageFormat::default(),
             from: StartFrom::Earliest,
             security,
         }
@@ -261,9 +275,10 @@ mod tests {
 
     #[test]
     fn the_library_keeps_no_position_of_its_own() {
-        let settings: BTreeMap<_, _> = settings(&def(Security::default()), LIMITS, 4 << 20)
-            .into_iter()
-            .collect();
+        let def = def(Security::default());
+        let connection = connection(&def.brokers, &def.security).expect("no password");
+        let settings = settings(&def, LIMITS, 4 << 20).into_iter();
+        let settings: BTreeMap<_, _> = settings.chain(connection).collect();
         for (key, value) in [
             ("bootstrap.servers", "a:1,b:2"),
             ("enable.auto.commit", "false"),

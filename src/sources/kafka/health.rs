@@ -91,20 +91,28 @@ impl Connection {
 fn summarize<'a>(
     partitions: impl Iterator<Item = &'a Partition>,
     waits_for: Option<String>,
+    registry_failure: Option<&str>,
 ) -> SourceHealth {
     let mut health = SourceHealth {
         state: SourceState::Running,
         ..SourceHealth::default()
     };
     for partition in partitions {
-        if let Phase::Halted(reason) = &partition.phase {
+        let reason = match &partition.phase {
+            Phase::Halted(reason) => {
+                health.halted_total += 1;
+                Some(reason.clone())
+            }
+            Phase::AwaitingSchema(id) => {
+                registry_failure.map(|failure| format!("waits for schema {id}: {failure}"))
+            }
+            _ => None,
+        };
+        if let Some(reason) = reason {
             health.waiting_total += 1;
-            health.halted_total += 1;
             health.reason.get_or_insert_with(|| reason.clone());
             if health.waiting.len() < MAX_LISTED {
-                health
-                    .waiting
-                    .insert(partition.label.clone(), reason.clone());
+                health.waiting.insert(partition.label.clone(), reason);
             }
         }
         if let Some(lag) = partition.lag().filter(|_| partition.phase != Phase::Idle)
@@ -124,7 +132,9 @@ impl Source<'_> {
     pub(super) fn health(&self) -> SourceHealth {
         let has_partitions = self.partitions.iter().any(|p| p.phase != Phase::Idle);
         let waits_for = self.connection.waits_for(&self.def.brokers, has_partitions);
-        summarize(self.partitions.iter(), waits_for)
+        let failure = self.registry_failure();
+        let waits_for = waits_for.or_else(|| failure.clone());
+        summarize(self.partitions.iter(), waits_for, failure.as_deref())
     }
 
     /// Publishes the health, and reports a change of it once.
@@ -133,7 +143,9 @@ impl Source<'_> {
         let is_waiting = health.state == SourceState::Waiting;
         let reason = health.reason.clone().filter(|_| is_waiting);
         let source = &self.context.name;
-        let has_cause = self.connection.failure.is_some() || self.connection.problem.is_some();
+        let has_cause = self.connection.failure.is_some()
+            || self.connection.problem.is_some()
+            || self.registry_failure().is_some();
         match reason {
             // Only the first reason is worth a warning.
             Some(reason) if has_cause && !self.connection.is_reported => {
@@ -176,7 +188,7 @@ mod tests {
         add(0, Phase::Reading);
         add(1, Phase::Halted("gone".into()));
         add(2, Phase::Idle);
-        let health = summarize(table.iter(), None);
+        let health = summarize(table.iter(), None, None);
         assert_eq!(health.state, SourceState::Running);
         assert_eq!(
             (health.reason.as_deref(), health.waiting_total),
@@ -185,9 +197,15 @@ mod tests {
         assert_eq!(health.waiting["t/1"], "gone");
         assert_eq!(health.lag.get("t/0"), Some(&3));
         assert_eq!(health.lag.get("t/2"), None);
-        let waiting = summarize(table.iter(), Some("down".into()));
+        let waiting = summarize(table.iter(), Some("down".into()), None);
         assert_eq!(waiting.state, SourceState::Waiting);
         assert_eq!(waiting.reason.as_deref(), Some("down"));
+        // A partition that waits for the registry is listed once the registry fails.
+        table.get_mut(0).phase = Phase::AwaitingSchema(7);
+        assert_eq!(summarize(table.iter(), None, None).waiting_total, 1);
+        let waiting = summarize(table.iter(), Some("down".into()), Some("down"));
+        assert_eq!((waiting.waiting_total, waiting.halted_total), (2, 1));
+        assert_eq!(waiting.waiting["t/0"], "waits for schema 7: down");
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(super) fn metadata_of(message: &BorrowedMessage<'_>, tombstone: Tombstone) -
         headers: headers.map(read_headers).unwrap_or_default(),
         timestamp_ms: message.timestamp().to_millis(),
         tombstone: message.payload().is_none().then_some(tombstone),
+        rejected: None,
     }
 }
 

@@ -7,8 +7,8 @@
 //!
 //! In the order in which data flows: `client` configures the client library, whose reports
 //! `callbacks` collects; `topics` maps topics to streams; `rebalance` takes and returns partitions
-//! and `starts` begins them where `assignment` decides; `batch` puts messages into frames
-//! with their `metadata`, which
+//! and `starts` begins them where `assignment` decides; `values` makes JSON of messages in Avro, by
+//! schemas that `registry` fetches; `batch` puts messages into frames with their `metadata`, which
 //! `handoff` passes to the thread that writes them; `commit` commits what is durable; `bounded` is
 //! what a run with an end does differently, `health` what status shows. `partitions` is the state
 //! that all of them work on.
@@ -20,17 +20,20 @@ mod assignment;
 mod batch;
 mod bounded;
 mod callbacks;
-mod client;
+pub(crate) mod client;
 mod commit;
 mod handoff;
 mod health;
 mod metadata;
 mod partitions;
 mod rebalance;
+mod registry;
 mod starts;
 mod topics;
+mod values;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
@@ -46,10 +49,14 @@ use self::health::Connection;
 use self::metadata::metadata_of;
 use self::partitions::{PartitionTable, Phase};
 use self::rebalance::Revocation;
+use self::registry::Registry;
 use self::topics::{TopicFilter, TopicPartition};
+use self::values::{Value, Values};
 use super::{Context, SourceError};
+use crate::bounds;
 use crate::clock::Clock;
-use crate::config::KafkaDef;
+use crate::config::{KafkaDef, MessageFormat};
+use crate::threads::OnEnd;
 
 /// How long an idle poll waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -57,6 +64,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_MESSAGES_PER_ROUND: usize = 2_000;
 /// Bytes of messages of all partitions that may wait for their frames.
 const MAX_BATCH_BYTES: usize = 4 << 20;
+/// The longest reason for which a value is rejected.
+const MAX_REASON_BYTES: usize = 400;
 /// How long a full queue to the writer delays polling before fetching is paused: a pause drops
 /// what was fetched, and is worth it only if the writer waits for the log.
 const HANDOFF_WAIT: Duration = Duration::from_millis(500);
@@ -87,25 +96,47 @@ pub(crate) fn run(
     settings: Settings,
     clock: &dyn Clock,
 ) -> Result<(), SourceError> {
-    let filter = TopicFilter::new(&def.topics).map_err(|e| broker_error(def, &e.to_string()))?;
     let limits = context.record_limits;
     let consumer = client::connect(def, limits, settings.fetch_bytes, &context.name)?;
     let handoff = Handoff::default();
+    let registry = match &def.format {
+        MessageFormat::RegisteredAvro(def) => Some(Registry::new(def)?),
+        MessageFormat::Json | MessageFormat::Avro(_) => None,
+    };
+    let registry = registry.as_ref();
+    let close = || {
+        handoff.close();
+        if let Some(registry) = registry {
+            registry.close();
+        }
+    };
     let result = std::thread::scope(|scope| {
+        // However this ends, the threads that it starts end, too.
+        let _closed = OnEnd(close);
+        let io_error = |source| SourceError::Io {
+            path: context.name.clone(),
+            source,
+        };
         let writer = std::thread::Builder::new()
             .name(format!("source/{}/write", context.name))
             .spawn_scoped(scope, || handoff.write(context))
-            .map_err(|source| SourceError::Io {
-                path: context.name.clone(),
-                source,
-            })?;
-        let read = Source::new(context, def, &consumer, &handoff, filter, settings, clock).run();
-        handoff.close();
-        match writer.join() {
-            // The writer's error is the reason of the reader's end.
-            Ok(written) => written.and(read),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+            .map_err(io_error)?;
+        let fetcher = registry.map(|registry| {
+            std::thread::Builder::new()
+                .name(format!("source/{}/schemas", context.name))
+                .spawn_scoped(scope, move || registry.run())
+        });
+        let fetcher = fetcher.transpose().map_err(io_error)?;
+        let source = Source::new(context, def, &consumer, &handoff, registry, settings, clock);
+        let read = source.and_then(Source::run);
+        close();
+        let finish = |thread: ScopedJoinHandle<'_, Result<(), SourceError>>| {
+            let ended = thread.join();
+            ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        let fetched = fetcher.map_or(Ok(()), finish);
+        // An error of these threads is the reason of the reader's end.
+        finish(writer).and(fetched).and(read)
     });
     client::close(consumer, CLOSE_TIMEOUT);
     result
@@ -119,6 +150,7 @@ struct Source<'a> {
     consumer: &'a Consumer,
     handoff: &'a Handoff,
     filter: TopicFilter,
+    values: Values<'a>,
     partitions: PartitionTable,
     /// Frames that did not fit into the queue to the writer.
     outbox: VecDeque<PartitionFrame>,
@@ -140,10 +172,12 @@ impl<'a> Source<'a> {
         def: &'a KafkaDef,
         consumer: &'a Consumer,
         handoff: &'a Handoff,
-        filter: TopicFilter,
+        registry: Option<&'a Registry>,
         settings: Settings,
         clock: &'a dyn Clock,
-    ) -> Self {
+    ) -> Result<Self, SourceError> {
+        let filter =
+            TopicFilter::new(&def.topics).map_err(|e| broker_error(def, &e.to_string()))?;
         let mut partitions = PartitionTable::default();
         for (label, state) in &context.partitions {
             let name = TopicPartition::parse(label);
@@ -154,13 +188,14 @@ impl<'a> Source<'a> {
                 partition.restore(state.next_offset, state.received_at);
             }
         }
-        Self {
+        Ok(Self {
             context,
             def,
             clock,
             consumer,
             handoff,
             filter,
+            values: Values::new(&def.format, registry),
             partitions,
             outbox: VecDeque::new(),
             is_paused: false,
@@ -171,7 +206,7 @@ impl<'a> Source<'a> {
             connection: Connection::default(),
             subscribed: BTreeSet::new(),
             topics_checked_at: None,
-        }
+        })
     }
 
     fn run(mut self) -> Result<(), SourceError> {
@@ -187,9 +222,9 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Neither was the source asked to stop, nor did its writer fail.
+    /// Neither was the source asked to stop, nor did one of its threads fail.
     fn is_to_continue(&self) -> bool {
-        !self.context.stop.is_requested() && !self.handoff.has_ended()
+        !self.context.stop.is_requested() && !self.handoff.has_ended() && !self.values.has_ended()
     }
 
     /// One turn of everything: less than a second, so that polling does not cease.
@@ -197,6 +232,7 @@ impl<'a> Source<'a> {
         self.poll()?;
         self.collect_reports();
         self.rebalance()?;
+        self.await_schemas()?;
         self.begin_partitions()?;
         self.flush(false);
         self.hand_over()?;
@@ -251,12 +287,31 @@ impl<'a> Source<'a> {
         if offset < taken || partition.end.is_some_and(|end| offset >= end) {
             return 0;
         }
+        let mut metadata = metadata_of(message, self.def.tombstone);
+        let room = context.record_limits.max_bytes;
+        let room = room.saturating_sub(metadata.heap_bytes());
+        let payload = message.payload().unwrap_or_default();
+        let value = match metadata.tombstone {
+            // One that is too long is truncated, whatever it holds.
+            None if payload.len() <= room => self.values.read(payload, room),
+            _ => Value::Json(payload),
+        };
+        let value = match value {
+            Value::Json(json) => json,
+            Value::Rejected(reason) => {
+                metadata.rejected = Some(bounds::truncate(&reason, MAX_REASON_BYTES).into_owned());
+                payload
+            }
+            Value::AwaitsSchema(id) => {
+                partition.phase = Phase::AwaitingSchema(id);
+                return 0;
+            }
+        };
         let batch = partition
             .batch
             .get_or_insert_with(|| Batch::new(context, taken));
-        let metadata = metadata_of(message, self.def.tombstone);
         let before = batch.bytes();
-        batch.push(context, offset, message.payload(), &metadata);
+        batch.push(context, offset, value, &metadata);
         let bytes = batch.bytes() - before;
         partition.taken = Some(offset + 1);
         if batch.is_full() {

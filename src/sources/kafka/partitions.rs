@@ -2,6 +2,10 @@
 //!
 //! ```text
 //! Idle ──assigned──► Starting ──start decided──► Reading ──revoked──► Revoking ──drained──► Idle
+//!                    ▲   │                        │  ▲
+//!                    │   │           schema unknown│  │
+//!                    │   │                         ▼  │
+//!                    └───┼──schema known── AwaitingSchema ──revoked──► (as Reading)
 //!                        └──────no start───────► Halted ───revoked──────────────────────────┘
 //! ```
 //!
@@ -20,6 +24,9 @@ pub(super) enum Phase {
     /// It is ours; where it begins is not decided yet.
     Starting,
     Reading,
+    /// Its next message was written with this schema, which the registry has not sent yet. Nothing
+    /// is taken; it begins again at that message.
+    AwaitingSchema(u32),
     /// It has no start, for this reason.
     Halted(String),
     /// It is being taken away: nothing is taken any more, what was sent is still stored.

@@ -1,0 +1,192 @@
+//! Where `weir generate` and `weir replay` send records: stdout, a file, a topic of Kafka, HTTP, or
+//! the clients of a server of their own.
+
+mod kafka;
+
+use std::io::{BufWriter, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use self::kafka::{KafkaSink, TopicAddress};
+use super::{output, tokio_runtime};
+use crate::generator::PATH;
+use crate::runtime::RuntimeError;
+use crate::server::upstream::{History, Upstream};
+
+/// Records of one POST.
+const POST_RECORDS: usize = 1_000;
+
+/// Where records go.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Write to a file instead of stdout.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["post", "serve", "to"])]
+    file: Option<PathBuf>,
+    /// Send to a topic of Kafka: kafka://HOST:PORT/TOPIC, several brokers separated by commas. Ends
+    /// when the broker has confirmed every record.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["post", "serve"])]
+    to: Option<TopicAddress>,
+    /// Key of the messages sent to Kafka: a member of the record, or a path such as
+    /// venue.venue_id. A record without it has no key.
+    #[arg(long, value_name = "FIELD", requires = "to")]
+    key: Option<String>,
+    /// Send to this address by HTTP POST, 1,000 records at a time.
+    #[arg(long, value_name = "URL", conflicts_with = "serve")]
+    post: Option<String>,
+    /// Serve a websocket, NDJSON and server-sent events at /2/… of this address.
+    #[arg(long, value_name = "ADDRESS")]
+    serve: Option<SocketAddr>,
+}
+
+/// Where records are written.
+pub enum Sink {
+    Writer(BufWriter<Box<dyn Write>>),
+    Kafka(Box<KafkaSink>),
+    Post {
+        client: reqwest::Client,
+        url: String,
+        pending: Vec<u8>,
+        count: usize,
+        runtime: tokio::runtime::Runtime,
+    },
+    Serve {
+        upstream: Upstream,
+        runtime: tokio::runtime::Runtime,
+    },
+}
+
+impl Sink {
+    /// `history` has the records from the first one on, where they can be read again.
+    pub fn open(target: &Target, history: Option<History>) -> Result<Self, RuntimeError> {
+        let failed = |e: String| RuntimeError::Failed(e);
+        if let Some(address) = target.serve {
+            let (runtime, upstream) = (tokio_runtime()?, Upstream::new(history));
+            let bound = runtime
+                .block_on(upstream.clone().serve(address, PATH))
+                .map_err(|e| failed(format!("{address}: {e}")))?;
+            eprintln!("weir: serving ws://{bound}{PATH} and http://{bound}{PATH}");
+            return Ok(Self::Serve { upstream, runtime });
+        }
+        if let Some(address) = &target.to {
+            let sink = KafkaSink::open(address, target.key.as_deref());
+            let sink = sink.map_err(|e| failed(e.to_string()))?;
+            return Ok(Self::Kafka(Box::new(sink)));
+        }
+        if let Some(url) = &target.post {
+            let client = reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .map_err(|e| failed(e.to_string()))?;
+            return Ok(Self::Post {
+                client,
+                url: url.clone(),
+                pending: Vec::new(),
+                count: 0,
+                runtime: tokio_runtime()?,
+            });
+        }
+        let writer: Box<dyn Write> = match &target.file {
+            Some(path) => Box::new(
+                std::fs::File::create(path)
+                    .map_err(|e| failed(format!("{}: {e}", path.display())))?,
+            ),
+            None => Box::new(std::io::stdout()),
+        };
+        Ok(Self::Writer(BufWriter::with_capacity(1 << 20, writer)))
+    }
+
+    /// Whether records are sent when they are due by default: what stores them takes them as fast
+    /// as possible.
+    pub fn is_paced(&self) -> bool {
+        matches!(self, Self::Post { .. } | Self::Serve { .. })
+    }
+
+    pub fn send(&mut self, mtime: i64, record: &str) -> Result<(), RuntimeError> {
+        match self {
+            Self::Writer(writer) => {
+                let written = writer
+                    .write_all(record.as_bytes())
+                    .and_then(|()| writer.write_all(b"\n"));
+                output::check_written(written)
+            }
+            Self::Kafka(sink) => {
+                let sent = sink.send(record);
+                sent.map_err(|e| RuntimeError::Failed(e.to_string()))
+            }
+            Self::Serve { upstream, .. } => {
+                upstream.send(mtime, record);
+                Ok(())
+            }
+            Self::Post { pending, count, .. } => {
+                pending.extend_from_slice(record.as_bytes());
+                pending.push(b'\n');
+                *count += 1;
+                if *count >= POST_RECORDS {
+                    self.flush()
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// Lets this much time pass until the next record; pending records are sent first.
+    pub fn wait(&mut self, time: Duration) -> Result<(), RuntimeError> {
+        if let Self::Kafka(sink) = self {
+            // It sends by itself, and takes reports of what was delivered.
+            sink.wait(time);
+            return Ok(());
+        }
+        self.flush()?;
+        std::thread::sleep(time);
+        Ok(())
+    }
+
+    /// The last record was sent: sends what is pending. What is sent to Kafka is confirmed by the
+    /// end of this, and clients of the server have read it.
+    pub fn finish(&mut self) -> Result<(), RuntimeError> {
+        if let Self::Kafka(sink) = self {
+            let report = sink.finish();
+            let report = report.map_err(|e| RuntimeError::Failed(e.to_string()))?;
+            eprintln!("weir: {report}");
+            return Ok(());
+        }
+        self.flush()?;
+        if let Self::Serve { upstream, runtime } = self {
+            runtime.block_on(upstream.finish());
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), RuntimeError> {
+        match self {
+            Self::Writer(writer) => output::check_written(writer.flush()),
+            Self::Serve { .. } | Self::Kafka(_) => Ok(()),
+            Self::Post {
+                client,
+                url,
+                pending,
+                count,
+                runtime,
+            } => {
+                *count = 0;
+                let body = std::mem::take(pending);
+                if body.is_empty() {
+                    return Ok(());
+                }
+                let sent = runtime.block_on(async {
+                    let request = client
+                        .post(url.as_str())
+                        .header("content-type", "application/x-ndjson")
+                        .body(body);
+                    request.send().await?.error_for_status()
+                });
+                sent.map(drop)
+                    .map_err(|e| RuntimeError::Failed(e.to_string()))
+            }
+        }
+    }
+}
