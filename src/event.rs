@@ -126,6 +126,74 @@ pub struct SourceHealth {
 /// A source's health: written by the source, read by the API.
 pub type SharedHealth = std::sync::Arc<std::sync::Mutex<SourceHealth>>;
 
+/// Whether a sink delivers rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SinkState {
+    /// It delivers rows, or will deliver at once what comes.
+    #[default]
+    Running,
+    /// Its target cannot be reached, or refuses everything for now; it tries again.
+    Retrying,
+    /// It was paused, until it is resumed.
+    Paused,
+    /// It does not continue before somebody acts; the error says how.
+    Halted,
+}
+
+impl SinkState {
+    /// For metrics, which have a series for each state.
+    pub const ALL: [Self; 4] = [Self::Running, Self::Retrying, Self::Paused, Self::Halted];
+
+    /// The name in the API and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Retrying => "retrying",
+            Self::Paused => "paused",
+            Self::Halted => "halted",
+        }
+    }
+}
+
+/// A row that the target of a sink refuses for good.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RefusedRow {
+    /// Its table, as the sink names it.
+    pub table: String,
+    /// Its record.
+    pub lsn: Lsn,
+    /// What the target said.
+    pub reason: String,
+    /// The row as a JSON object, truncated if it is long.
+    pub row: String,
+    /// When the target refused it.
+    pub refused_at: Micros,
+}
+
+/// How far a sink is, and what it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SinkHealth {
+    /// What the sink does.
+    pub state: SinkState,
+    /// Its type, such as `kafka`.
+    pub kind: &'static str,
+    /// Its tables.
+    pub tables: Vec<String>,
+    /// The rows of all records up to here have been delivered.
+    pub lsn: Lsn,
+    /// Rows that were delivered since the start.
+    pub rows: u64,
+    /// Attempts that failed since the start.
+    pub retries: u64,
+    /// Of the last attempt that failed; it stays after the sink has continued.
+    pub last_error: Option<String>,
+    /// Rows that the target refuses for good, oldest first.
+    pub refused: Vec<RefusedRow>,
+}
+
+/// A sink's health: written by the sink, read by the API.
+pub type SharedSinkHealth = std::sync::Arc<std::sync::Mutex<SinkHealth>>;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -68,6 +68,7 @@
 //! | path | what |
 //! |---|---|
 //! | `src/event.rs` | types that every module shares: LSN, times, gap |
+//! | `src/avro` | values in Avro → JSON, by a compiled schema |
 //! | `src/message.rs` | what a Kafka message carries beside its value |
 //! | `src/ids.rs` | identities of tables, views, checkpoints and partitions; their texts are written and read there only |
 //! | `src/clock.rs`, `src/storage.rs` | interfaces to time and to the disk of log and snapshots, replaceable in tests |
@@ -77,18 +78,19 @@
 //! | `src/config` | the file as typed, checked once into what it means; `src/config/raw.rs` is the file, `src/config/sources.rs`, `src/config/stream.rs` and `src/config/declarations.rs` check it, `src/config/limits.rs` has the table of limits, `src/config/units.rs` reads durations, sizes and times, `src/config/location.rs` points into the text |
 //! | `src/presets` | ready-made stream declarations |
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has their arithmetic, `src/schema/plan_error.rs` locates errors in SQL; Weir's own SQL is in `src/schema/bounds` (limits of statements), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` |
-//! | `src/sources` | files, standard input, websockets, Kafka (`src/sources/kafka`); `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records, `src/sources/batcher.rs` puts them into frames; HTTP intake is `src/server/intake.rs` |
+//! | `src/sources` | files, standard input, websockets, Kafka (`src/sources/kafka`), open and repeated requests (`src/sources/http`); `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records (`src/sources/lines/chunks.rs` those of a stream), `src/sources/push.rs` has what sources share to which a server sends, `src/sources/batcher.rs` puts records into frames; HTTP intake is `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns; `src/decode/reason.rs` has the reasons |
 //! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/deferred.rs` holds frames that wait for space |
 //! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` repairs it after a crash |
-//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (trust in arrival times), `src/operators/duplicates.rs`, `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
+//! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (trust in arrival times), `src/operators/duplicates.rs`, `src/operators/identities.rs` (polled records), `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/cursor.rs` (what views of a stream share), `src/views/ring.rs` (the live path), `src/views/driver.rs` (feeds one view from it); `src/views/state_store.rs` is the file of counts and of places, `src/views/overlay.rs` opens one after a crash without changing it |
 //! | `src/views/lake` | one Delta table per stream, window, sessions, entity table, `raw`, `dead_letters`; uncommitted rows in memory; `src/views/lake/compact.rs` merges files |
 //! | `src/views/search` | full-text search in tantivy; `src/views/search/rows` stores the rows of hits |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/handles.rs` holds the views that are read, `src/query/progress.rs` how far operators are, `src/query/system_tables.rs` is `weir.*`; `src/query/derived_tables.rs` adds open windows and sessions; a query is admitted by `src/query/admission.rs`, runs on threads of its own (`src/query/query_threads.rs`), under a plan that can be cancelled (`src/query/cancellation.rs`) and whose operators get bounded input (`src/query/bounded_input.rs`); `src/query/encode` serializes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
-//! | `src/server` | HTTP: `src/server/routes.rs`, intake, queries, live rows, the dashboard (`src/server/page.rs`); `src/server/guard.rs` authenticates, `src/server/connections.rs` and `src/server/receive.rs` limit what a client holds; `src/server/upstream.rs` serves a stream by websocket |
+//! | `src/sinks` | rows of tables to Kafka, PostgreSQL, webhooks and Elasticsearch: `src/sinks/reader.rs` reads them above a cursor (`src/sinks/cursor.rs`), `src/sinks/worker.rs` delivers them |
+//! | `src/server` | HTTP: `src/server/routes.rs`, intake, queries, live rows, the dashboard (`src/server/page.rs`); `src/server/guard.rs` authenticates, `src/server/connections.rs` and `src/server/receive.rs` limit what a client holds; `src/server/upstream.rs` serves a stream by websocket, NDJSON and server-sent events |
 //! | `src/runtime` | the composition root: `src/runtime/startup.rs` opens a folder, `src/runtime/recovery.rs` decides where recovery starts, `src/runtime/startup/plan.rs` decides in which steps, `src/runtime/reconfigure.rs` which changes of the configuration are possible (tried first by `src/runtime/trial.rs`), `src/runtime/pipeline.rs` runs the threads, `src/runtime/shutdown.rs` stops them in order; `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild` (applies declarations to past records), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
 //! | `src/cli` | one file per verb; beside them `src/cli/client.rs` (the running server or the folder answers), `src/cli/output.rs`, `src/cli/serve.rs` and `src/cli/tls.rs` |
 //! | `src/generator` | faithful and hostile records, recordings, the demo |
@@ -120,6 +122,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod avro;
 pub(crate) mod bounds;
 pub mod cli;
 pub mod clock;
@@ -137,6 +140,7 @@ pub mod query;
 pub mod runtime;
 pub mod schema;
 pub(crate) mod server;
+pub(crate) mod sinks;
 pub(crate) mod sources;
 pub mod storage;
 pub mod testing;

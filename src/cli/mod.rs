@@ -13,7 +13,9 @@ mod query;
 mod rebuild;
 mod run;
 mod serve;
+mod sinks;
 mod sql;
+mod target;
 mod test;
 mod tls;
 mod token;
@@ -89,6 +91,8 @@ enum Verb {
     Compact(compact::Compact),
     /// Lists, shows and retries rejected records.
     DeadLetters(dead_letters::DeadLetters),
+    /// Lists, pauses, resumes and resets sinks.
+    Sinks(sinks::Sinks),
     Generate(generate::Generate),
     Replay(generate::Replay),
     /// Writes a configuration to start from.
@@ -162,6 +166,7 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Rebuild(rebuild) => rebuild.run(global),
         Verb::Compact(compact) => compact.run(global),
         Verb::DeadLetters(dead_letters) => dead_letters.run(global),
+        Verb::Sinks(sinks) => sinks.run(global),
         Verb::Init(init) => init.run(global),
         Verb::Token(token) => token.run(global),
         Verb::Completions { shell } => {

@@ -180,12 +180,25 @@ impl Status {
         let answer = QueryTarget::open(global)?.ask("status", &Params::new())?;
         if global.format() == output::Format::Table {
             report_sources(&answer);
+            report_sinks(&answer);
             let notes = answer["notes"].as_array().into_iter().flatten();
             notes
                 .filter_map(|note| note.as_str())
                 .for_each(|note| eprintln!("weir: {note}"));
         }
         output::answer(&answer, "views", global.format())
+    }
+}
+
+/// Reports on stderr which sinks do not deliver.
+fn report_sinks(answer: &serde_json::Value) {
+    for sink in answer["sinks"].as_array().into_iter().flatten() {
+        let text = |name: &str| sink[name].as_str().unwrap_or_default().to_owned();
+        if text("state") != "running" {
+            let (name, state, lag) = (text("sink"), text("state"), &sink["lag"]);
+            let error = text("last_error");
+            eprintln!("sink `{name}` is {state}, {lag} records behind: {error}");
+        }
     }
 }
 

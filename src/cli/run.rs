@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::{Value, json};
 
+use super::output::{self, Format};
 use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
 use crate::config::{Config, SourceKind};
+use crate::event::{Lsn, SinkHealth};
 use crate::operators::{StreamProgress, Totals};
 use crate::query::Handles;
 use crate::runtime::data_dir::DataDir;
@@ -24,6 +27,10 @@ pub struct Run {
     /// With --once: close all windows and sessions at the end, as if no more records could come.
     #[arg(long = "final", requires = "once")]
     is_final: bool,
+    /// With --once: how long sinks may take, at the end, to deliver everything; exit code 1 if one has
+    /// not. Everything accepted is committed in any case.
+    #[arg(long, value_name = "DURATION", requires = "once", default_value = "5m", value_parser = parse_duration)]
+    sinks_timeout: Duration,
     /// A partition of Kafka that has halted because the broker lacks the records at its position:
     /// it continues with the first record that the broker has, and a gap names the lost offsets.
     #[arg(long, value_name = "TOPIC/NUMBER")]
@@ -71,17 +78,23 @@ impl Run {
             }
             running.maintain(&config);
         }
+        let delivered = running.wait_for_sinks(self.sinks_timeout, || signal.is_finished());
         let (handles, is_interrupted) = (running.handles.clone(), signal.is_finished());
         if is_interrupted {
             running.interrupt()?;
         } else {
             running.stop()?;
         }
-        summary(&handles, &before, started, is_interrupted);
+        let summary = Summary::new(&handles, &before, started, is_interrupted);
+        if global.format() == Format::Json && global.output.is_some() {
+            output::write(&summary.to_json())?;
+        } else {
+            summary.print(&handles);
+        }
         notes::of_tables(&handles.tables)
             .iter()
             .for_each(|note| eprintln!("{}", note.text));
-        Ok(())
+        if is_interrupted { Ok(()) } else { delivered }
     }
 
     /// A reset is accepted for one partition that a source reads, by its name.
@@ -130,36 +143,93 @@ fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
     }
 }
 
-fn summary(handles: &Handles, before: &Streams, started: Instant, is_interrupted: bool) {
-    let streams = handles.progress.streams();
-    let totals: Vec<(&String, Totals)> = streams
-        .iter()
-        .map(|(name, s)| (name, since(before, name, &s.totals)))
-        .collect();
-    let sum =
-        |field: fn(&Totals) -> u64| totals.iter().map(|(_, totals)| field(totals)).sum::<u64>();
-    let seconds = started.elapsed().as_secs_f64();
-    let reached = if is_interrupted {
-        "stopped by a signal, what was accepted is safe"
-    } else {
-        "all views have committed"
-    };
-    eprintln!(
-        "{} events ({} duplicates, {} late), {} dead letters in {seconds:.1} s; {reached}; the log ends at record {}",
-        sum(|t| t.events),
-        sum(|t| t.duplicates),
-        sum(|t| t.late),
-        sum(|t| t.dead_letters),
-        crate::event::lsn_sequence(handles.progress.synced_lsn()),
-    );
-    for (name, totals) in &totals {
-        let notice = handles
-            .catalog
-            .streams
-            .get(*name)
-            .and_then(|stream| disorder::notice(stream, totals));
-        if let Some(text) = notice {
-            eprintln!("weir: {text}");
+/// What a bounded run has done.
+struct Summary {
+    /// By stream.
+    streams: BTreeMap<String, Totals>,
+    sinks: BTreeMap<String, SinkHealth>,
+    seconds: f64,
+    is_interrupted: bool,
+    synced_lsn: Lsn,
+}
+
+impl Summary {
+    fn new(handles: &Handles, before: &Streams, started: Instant, is_interrupted: bool) -> Self {
+        let streams = handles.progress.streams().into_iter();
+        let streams = streams.map(|(name, s)| {
+            let totals = since(before, &name, &s.totals);
+            (name, totals)
+        });
+        Self {
+            streams: streams.collect(),
+            sinks: handles.progress.sinks(),
+            seconds: started.elapsed().as_secs_f64(),
+            is_interrupted,
+            synced_lsn: handles.progress.synced_lsn(),
+        }
+    }
+
+    /// For scripts, on stdout.
+    fn to_json(&self) -> Vec<u8> {
+        let stream = |totals: &Totals| {
+            json!({
+                "events": totals.events,
+                "duplicates": totals.duplicates,
+                "late": totals.late,
+                "dead_letters": totals.dead_letters,
+            })
+        };
+        let sink = |health: &SinkHealth| {
+            json!({
+                "state": health.state.name(),
+                "rows": health.rows,
+                "lag": self.synced_lsn.saturating_sub(health.lsn),
+                "dead_letters": health.refused.len(),
+                "last_error": health.last_error,
+            })
+        };
+        let streams: BTreeMap<&String, Value> =
+            self.streams.iter().map(|(n, t)| (n, stream(t))).collect();
+        let sinks: BTreeMap<&String, Value> =
+            self.sinks.iter().map(|(n, h)| (n, sink(h))).collect();
+        let summary = json!({
+            "streams": streams,
+            "sinks": sinks,
+            "seconds": self.seconds,
+            "interrupted": self.is_interrupted,
+            "synced_lsn": self.synced_lsn,
+        });
+        format!("{summary}\n").into_bytes()
+    }
+
+    /// For people, on stderr.
+    fn print(&self, handles: &Handles) {
+        let sum = |field: fn(&Totals) -> u64| self.streams.values().map(field).sum::<u64>();
+        let reached = if self.is_interrupted {
+            "stopped by a signal, what was accepted is safe"
+        } else {
+            "all views have committed"
+        };
+        eprintln!(
+            "{} events ({} duplicates, {} late), {} dead letters in {:.1} s; {reached}; the log ends at record {}",
+            sum(|t| t.events),
+            sum(|t| t.duplicates),
+            sum(|t| t.late),
+            sum(|t| t.dead_letters),
+            self.seconds,
+            crate::event::lsn_sequence(self.synced_lsn),
+        );
+        for (name, health) in &self.sinks {
+            let lag = self.synced_lsn.saturating_sub(health.lsn);
+            let (state, rows) = (health.state.name(), health.rows);
+            eprintln!("sink `{name}` ({state}): {rows} rows delivered, {lag} records behind");
+        }
+        for (name, totals) in &self.streams {
+            let stream = handles.catalog.streams.get(name);
+            let notice = stream.and_then(|stream| disorder::notice(stream, totals));
+            if let Some(text) = notice {
+                eprintln!("weir: {text}");
+            }
         }
     }
 }

@@ -159,6 +159,7 @@ fn parts(
         readiness: running.readiness(),
         metrics: metrics.clone(),
         live: running.live(),
+        sinks: running.sink_controls(),
         backup: running.backup(config),
         backups: config.server.backups.clone(),
         folder_key: address.key.clone(),

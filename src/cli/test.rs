@@ -87,7 +87,10 @@ fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8
 fn order(source: &Source) -> Option<ReadOrder> {
     match &source.kind {
         SourceKind::File(def) => Some(def.order),
-        SourceKind::WebSocket { .. } | SourceKind::Kafka(_) => None,
+        SourceKind::WebSocket { .. }
+        | SourceKind::HttpStream(_)
+        | SourceKind::HttpPoll(_)
+        | SourceKind::Kafka(_) => None,
     }
 }
 

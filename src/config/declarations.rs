@@ -219,7 +219,7 @@ fn clash_of_window(name: &str, declared: &Declarations) -> Option<String> {
     (is_taken(&versions) || declared.windows.contains_key(&versions)).then_some(versions)
 }
 
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     name.len() <= 63
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && name

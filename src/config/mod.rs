@@ -4,14 +4,17 @@
 //! `schema` checks declarations against SQL; everything that can be checked without it is checked
 //! here.
 
+mod avro;
 mod declarations;
 mod environment;
 mod error;
 mod file;
+mod http;
 mod kafka;
 mod limits;
 mod location;
 mod raw;
+pub(crate) mod sinks;
 mod sources;
 pub(crate) mod stream;
 pub(crate) mod time_range;
@@ -21,16 +24,19 @@ pub mod zone;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
+pub(crate) use avro::{MessageFormat, RegistryDef};
 use environment::Environment;
 use error::with_next_step;
 pub use error::{ConfigError, ValueLocation};
 pub(crate) use file::{FileDef, ReadOrder};
+pub(crate) use http::{HeaderValue, HttpPollDef, HttpRequest, HttpStreamDef, NextPage};
 pub(crate) use kafka::{KafkaDef, Security, StartFrom, Topics};
 pub(crate) use limits::{Limits, Log};
 pub use location::Location;
 use location::SourceText;
 use raw::ConfigFile;
 use serde::Deserialize;
+pub(crate) use sinks::{Sink, SinkKind, SinkStart};
 pub(crate) use sources::{Source, SourceKind};
 pub use stream::{
     DUPLICATE_KEY_BYTES, Declarations, DuplicatesDef, IdempotencyLimits, Late, PlacesDef,
@@ -58,6 +64,8 @@ pub struct Config {
     pub(crate) log: Log,
     pub(crate) partition: PartitionBy,
     pub(crate) sources: Vec<Source>,
+    /// Where rows of tables are sent.
+    pub(crate) sinks: Vec<Sink>,
     pub(crate) declared: Declarations,
     /// How long rows of `raw` stay.
     pub(crate) raw_retention: Span,
@@ -155,6 +163,7 @@ pub fn parse(
     limits::check_memory(&limits, &declared)
         .map_err(|e| at.error(at.line_of("memory"), e.to_string()))?;
     let sources = sources::sources(&file.sources, &base, &declared, &at)?;
+    let sinks = sinks::sinks(&file.sinks, &base, &declared, &at)?;
     let (raw_retention, dead_letters_retention) = declarations::system_retention(&file, &at)?;
     check_is_built(&file, &at)?;
     let partition = partition(file.lake.partition.as_deref(), &at)?;
@@ -175,6 +184,7 @@ pub fn parse(
         limits,
         partition,
         sources,
+        sinks,
         declared,
         raw_retention,
         dead_letters_retention,
@@ -240,6 +250,16 @@ impl Config {
             ValueLocation::default(),
             message,
         )
+    }
+
+    /// An error in a sink, by its name.
+    pub(crate) fn sink_error(&self, sink: &str, reason: &str) -> ConfigError {
+        let at = SourceText {
+            path: &self.file_name(),
+            text: &self.text,
+        };
+        let line = at.line_of(&format!("name = \"{sink}\""));
+        at.error(line, format!("sink `{sink}`: {reason}"))
     }
 
     /// An error that points into the value of a key, or at its section's header where the file
@@ -336,9 +356,6 @@ fn check_is_built(file: &ConfigFile, at: &SourceText<'_>) -> Result<(), ConfigEr
             format!("{feature} are not built yet; remove the section"),
         ))
     };
-    if !file.sinks.is_empty() {
-        return refuse("[[sinks", "sinks");
-    }
     if file.lake.url.is_some() {
         return refuse("url", "shared lakes (`[lake] url`)");
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::error::ConfigError;
 use super::file::{self, FileDef};
+use super::http::{self, HttpKeyError, HttpPollDef, HttpStreamDef};
 use super::kafka::{self, KafkaDef, KafkaKeyError};
 use super::location::SourceText;
 use super::raw;
@@ -25,7 +26,11 @@ pub(super) enum InvalidSource {
     Url(String),
     #[error(transparent)]
     Kafka(#[from] KafkaKeyError),
-    #[error("type = \"{0}\": write \"file\", \"websocket\" or \"kafka\"")]
+    #[error(transparent)]
+    Http(#[from] HttpKeyError),
+    #[error(
+        "type = \"{0}\": write \"file\", \"websocket\", \"http_stream\", \"http_poll\" or \"kafka\""
+    )]
     UnknownType(String),
     #[error("`{key}`: {error}")]
     Glob {
@@ -78,6 +83,11 @@ pub enum SourceKind {
         /// `ws://…` or `wss://…`.
         url: String,
     },
+    /// A request whose answer does not end; what is sent while it is not connected may be lost
+    /// unless its events have ids.
+    HttpStream(HttpStreamDef),
+    /// A request that is repeated.
+    HttpPoll(HttpPollDef),
     /// Topics of a Kafka cluster.
     Kafka(KafkaDef),
 }
@@ -87,7 +97,10 @@ impl Source {
     pub fn feeds(&self, stream: &str) -> bool {
         match &self.kind {
             SourceKind::Kafka(def) => def.topics.streams().contains(stream),
-            SourceKind::File(_) | SourceKind::WebSocket { .. } => self.stream == stream,
+            SourceKind::File(_)
+            | SourceKind::WebSocket { .. }
+            | SourceKind::HttpStream(_)
+            | SourceKind::HttpPoll(_) => self.stream == stream,
         }
     }
 }
@@ -123,12 +136,16 @@ fn source(
     if !matches!(kind, SourceKind::File(_)) {
         file::check_no_keys(typed)?;
     }
+    http::check_keys(typed)?;
     let stream = match &kind {
         SourceKind::Kafka(def) => {
             let first = def.topics.streams().first().copied();
             first.unwrap_or_default().to_owned()
         }
-        SourceKind::File(_) | SourceKind::WebSocket { .. } => {
+        SourceKind::File(_)
+        | SourceKind::WebSocket { .. }
+        | SourceKind::HttpStream(_)
+        | SourceKind::HttpPoll(_) => {
             kafka::check_no_keys(typed)?;
             stream(typed, declared)?
         }
@@ -169,6 +186,14 @@ fn kind(
                 return Err(InvalidSource::Url(url));
             }
             Ok(SourceKind::WebSocket { url })
+        }
+        "http_stream" => {
+            let url = required(typed.url.as_ref(), "url")?;
+            Ok(SourceKind::HttpStream(http::stream_def(typed, &url, base)?))
+        }
+        "http_poll" => {
+            let url = required(typed.url.as_ref(), "url")?;
+            Ok(SourceKind::HttpPoll(http::poll_def(typed, &url, base)?))
         }
         "kafka" => {
             let is_declared = |stream: &str| declared.streams.contains_key(stream);

@@ -7,7 +7,9 @@ use arrow::array::RecordBatch;
 use serde::Serialize;
 
 use super::QueryError;
-use crate::event::{Gap, Lsn, Micros, SharedHealth, SourceHealth, rfc3339};
+use crate::event::{
+    Gap, Lsn, Micros, SharedHealth, SharedSinkHealth, SinkHealth, SourceHealth, rfc3339,
+};
 use crate::ids::{PartitionId, TableId, ViewId};
 use crate::operators::{
     Operators, PartitionState, StreamProgress, WaitingPartition, WindowProgress,
@@ -49,6 +51,7 @@ pub struct PipelineProgress {
     inner: Mutex<Inner>,
     operators: OnceLock<Arc<Mutex<Operators>>>,
     sources: Mutex<BTreeMap<String, SharedHealth>>,
+    sinks: Mutex<BTreeMap<String, SharedSinkHealth>>,
     /// Missing records by view, counted once when the data folder is read offline.
     missing: OnceLock<BTreeMap<ViewId, MissingRecords>>,
 }
@@ -136,6 +139,24 @@ impl PipelineProgress {
                 .clone()
         };
         sources
+            .iter()
+            .map(|(name, health)| (name.clone(), current(health)))
+            .collect()
+    }
+
+    /// Sets the running sinks with the health that each updates.
+    pub(crate) fn set_sinks(&self, sinks: BTreeMap<String, SharedSinkHealth>) {
+        *self.sinks.lock().unwrap_or_else(PoisonError::into_inner) = sinks;
+    }
+
+    /// The current health of every sink.
+    pub(crate) fn sinks(&self) -> BTreeMap<String, SinkHealth> {
+        let sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = |health: &SharedSinkHealth| {
+            let health = health.lock().unwrap_or_else(PoisonError::into_inner);
+            health.clone()
+        };
+        sinks
             .iter()
             .map(|(name, health)| (name.clone(), current(health)))
             .collect()

@@ -11,16 +11,18 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, ident};
 
 use super::{Handles, QueryError};
-use crate::event::{Lsn, Micros, SourceHealth, SourceState};
+use crate::event::{Lsn, Micros, RefusedRow, SinkHealth, SourceHealth, SourceState};
 use crate::ids::{PartitionId, ViewId};
 use crate::operators::PartitionState;
 
 /// Names of the tables in the schema `weir`.
-pub const TABLES: [&str; 6] = [
+pub const TABLES: [&str; 8] = [
     "configuration",
     "drift",
     "files",
     "gaps",
+    "sink_dead_letters",
+    "sinks",
     "sources",
     "views",
 ];
@@ -44,6 +46,8 @@ pub fn table(name: &str, handles: &Handles) -> Result<Arc<dyn TableProvider>, Qu
         "drift" => drift(handles),
         "files" => files(handles),
         "gaps" => gaps(handles),
+        "sink_dead_letters" => sink_dead_letters(handles),
+        "sinks" => sinks(handles),
         "sources" => sources(handles),
         _ => views(handles),
     };
@@ -164,6 +168,53 @@ fn gaps(handles: &Handles) -> Columns {
         ("from", time(gaps.iter().map(|g| g.from))),
         ("to", time(gaps.iter().map(|g| g.to))),
         ("reason", text(gaps.iter().map(|g| g.reason.clone()))),
+    ]
+}
+
+fn optional(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
+    Arc::new(values.collect::<StringArray>())
+}
+
+fn sinks(handles: &Handles) -> Columns {
+    let synced = handles.progress.synced_lsn();
+    let sinks = handles.progress.sinks();
+    let healths = || sinks.values();
+    let refused = |health: &SinkHealth| health.refused.len() as u64;
+    vec![
+        ("sink", text(sinks.keys().cloned())),
+        ("type", text(healths().map(|h| h.kind.to_owned()))),
+        ("tables", text(healths().map(|h| h.tables.join(", ")))),
+        ("state", text(healths().map(|h| h.state.name().to_owned()))),
+        ("lsn", number(healths().map(|h| h.lsn))),
+        (
+            "lag",
+            number(healths().map(|h| synced.saturating_sub(h.lsn))),
+        ),
+        ("rows", number(healths().map(|h| h.rows))),
+        ("retries", number(healths().map(|h| h.retries))),
+        ("dead_letters", number(healths().map(refused))),
+        (
+            "last_error",
+            optional(healths().map(|h| h.last_error.clone())),
+        ),
+    ]
+}
+
+fn sink_dead_letters(handles: &Handles) -> Columns {
+    let sinks = handles.progress.sinks();
+    let of_sink = |(name, health): (String, SinkHealth)| {
+        let rows = health.refused.into_iter();
+        rows.map(move |row| (name.clone(), row))
+    };
+    let rows: Vec<(String, RefusedRow)> = sinks.into_iter().flat_map(of_sink).collect();
+    let each = || rows.iter().map(|(_, row)| row);
+    vec![
+        ("sink", text(rows.iter().map(|(sink, _)| sink.clone()))),
+        ("table", text(each().map(|row| row.table.clone()))),
+        ("lsn", number(each().map(|row| row.lsn))),
+        ("refused_at", time(each().map(|row| row.refused_at))),
+        ("reason", text(each().map(|row| row.reason.clone()))),
+        ("row", text(each().map(|row| row.row.clone()))),
     ]
 }
 

@@ -84,6 +84,8 @@ impl Backup {
             bytes: 0,
             stop: self.stop.clone(),
         };
+        // First: a sink of the copy sends rows again rather than skipping some.
+        copy.sinks(&self.folder.sinks())?;
         for table in self.handles.tables.values() {
             let root = &table.spec.root;
             let own = Path::new("lake").join(root.file_name().unwrap_or_default());
@@ -219,6 +221,29 @@ impl Copy {
     fn folder(&self, name: &str) -> Result<(), RuntimeError> {
         let path = self.to.join(name);
         create_folder(&path).map_err(in_path(&path))
+    }
+
+    /// Cursors and refused rows, each file as of one moment.
+    fn sinks(&mut self, from: &Path) -> Result<(), RuntimeError> {
+        let entries = |folder: &Path| -> Result<Vec<PathBuf>, RuntimeError> {
+            if !folder.exists() {
+                return Ok(Vec::new());
+            }
+            let entries = fs::read_dir(folder).map_err(in_path(folder))?;
+            let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+            paths.collect::<io::Result<_>>().map_err(in_path(folder))
+        };
+        for sink in entries(from)? {
+            for path in entries(&sink)? {
+                let name = Path::new("sinks")
+                    .join(sink.file_name().unwrap_or_default())
+                    .join(path.file_name().unwrap_or_default());
+                if path.extension().is_none_or(|e| e != "tmp") {
+                    self.file(&path, &name)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn file(&mut self, from: &Path, name: &Path) -> Result<(), RuntimeError> {

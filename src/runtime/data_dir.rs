@@ -127,6 +127,11 @@ impl DataDir {
         self.root.join("state")
     }
 
+    /// Cursors and refused rows of sinks.
+    pub fn sinks(&self) -> PathBuf {
+        self.root.join("sinks")
+    }
+
     /// Views being rebuilt.
     pub fn rebuilds(&self) -> PathBuf {
         self.root.join("rebuild")

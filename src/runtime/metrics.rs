@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::maintenance::folder_bytes;
 use crate::config::VENUE_BYTES;
-use crate::event::{Lsn, SourceState};
+use crate::event::{Lsn, SinkState, SourceState};
 use crate::ids::ViewId;
 use crate::query::Handles;
 
@@ -49,6 +49,19 @@ pub(super) fn publish(
                 .set(*lag as f64);
         }
         metrics::gauge!("weir_source_waiting", "source" => name).set(health.waiting_total as f64);
+    }
+    for (name, health) in progress.sinks() {
+        for state in SinkState::ALL {
+            metrics::gauge!("weir_sink_state", "sink" => name.clone(), "state" => state.name())
+                .set(f64::from(u8::from(health.state == state)));
+        }
+        let lag = progress.synced_lsn().saturating_sub(health.lsn);
+        metrics::gauge!("weir_sink_lag_records", "sink" => name.clone()).set(lag as f64);
+        metrics::gauge!("weir_sink_lsn", "sink" => name.clone()).set(health.lsn as f64);
+        metrics::counter!("weir_sink_rows_total", "sink" => name.clone()).absolute(health.rows);
+        metrics::counter!("weir_sink_retries_total", "sink" => name.clone())
+            .absolute(health.retries);
+        metrics::gauge!("weir_sink_dead_letters", "sink" => name).set(health.refused.len() as f64);
     }
     for (name, window) in progress.windows() {
         metrics::gauge!("weir_window_groups", "window" => name.clone()).set(window.groups as f64);

@@ -24,6 +24,7 @@ mod reconfigure;
 mod recovery;
 mod reserve;
 mod shutdown;
+pub(crate) mod sink_threads;
 pub mod snapshots;
 mod sort_space;
 mod source_threads;
@@ -49,6 +50,7 @@ use crate::query::spool::Spools;
 use crate::query::sql::{SqlEngine, SqlLimits};
 use crate::sources::Stop;
 use crate::threads::Panics;
+use crate::views::LogIdentity;
 use crate::views::lake::compact::MergeMode;
 use crate::wal::Kind;
 use backup::Backup;
@@ -62,6 +64,7 @@ use pipeline::Pipeline;
 use query_service::QueryService;
 use readiness::Readiness;
 use shutdown::{Callers, Ending, SourceThread, Stopped};
+use sink_threads::SinkControls;
 
 /// How to run.
 #[derive(Debug, Clone, Default)]
@@ -90,6 +93,9 @@ pub struct Running {
     has_resumed: Arc<AtomicBool>,
     options: Options,
     sources: Vec<SourceThread>,
+    sinks: Vec<JoinHandle<()>>,
+    sink_controls: SinkControls,
+    log: LogIdentity,
     maintenance: Option<JoinHandle<()>>,
     ticks: Option<JoinHandle<()>>,
     /// Panics of the threads of sources, ticks and maintenance.
@@ -129,6 +135,7 @@ impl Running {
         folder.remove_leftovers(&lock);
         let context = FolderContext::new(config, folder, runtime);
         let (wal, opened) = startup::open(&context, &catalog)?;
+        let log = context.log_of(&wal);
         let pipeline = Pipeline::start(&context, wal, &catalog, opened)?;
         let FolderContext { folder, clock, .. } = context;
         let sql = Arc::new(SqlEngine::new(
@@ -154,6 +161,9 @@ impl Running {
             has_resumed: Arc::default(),
             options,
             sources: Vec::new(),
+            sinks: Vec::new(),
+            sink_controls: SinkControls::new(config),
+            log,
             maintenance: None,
             ticks: None,
             panics: Panics::default(),
@@ -201,6 +211,7 @@ impl Running {
         self.ingest()?
             .remember(std::mem::take(&mut resume.answered));
         self.start_sources(config, &resume)?;
+        self.start_sinks(config, self.log);
         self.has_resumed.store(true, Ordering::Release);
         Ok(true)
     }
@@ -338,6 +349,7 @@ impl Running {
             sources: std::mem::take(&mut self.sources),
             services: (self.maintenance.take().into_iter())
                 .chain(self.ticks.take())
+                .chain(std::mem::take(&mut self.sinks))
                 .collect(),
         };
         let Stopped { wal, halted } = self.pipeline.stop(callers, ending);

@@ -11,7 +11,7 @@ use super::data_dir::{DataDir, Lock};
 use super::query_service::QueryService;
 use super::snapshots::Snapshots;
 use super::views::OpenViews;
-use super::{RuntimeError, spools, sql_limits, startup, views};
+use super::{RuntimeError, sink_threads, spools, sql_limits, startup, views};
 use crate::config::Config;
 use crate::event::Lsn;
 use crate::ids::{CheckpointId, TableId, ViewId};
@@ -77,6 +77,7 @@ impl Offline {
         let handles = opened.handles.clone();
         let progress = &handles.progress;
         progress.set_synced(end);
+        progress.set_sinks(sink_threads::stored(config, &folder.sinks()));
         progress.set_operators(&newest);
         handles.raise_floors(&newest.retention_floors());
         show_checkpoints(&opened, &newest, log.start_lsn);

@@ -22,7 +22,7 @@ use crate::event::Lsn;
 use crate::idempotency::{AnsweredRequest, RequestKey};
 use crate::ids::{PartitionId, ViewId};
 use crate::ingest::{CommittedFrame, Ingest, Intake, LogMaintenance};
-use crate::operators::{OperatorError, Operators, PartitionState};
+use crate::operators::{OperatorError, Operators, PartitionState, SeenRecords};
 use crate::query::{Handles, PipelineProgress};
 use crate::schema::Catalog;
 use crate::threads::{OnEnd, panic_if_asked};
@@ -44,6 +44,8 @@ const SNAPSHOT_LOG_RATIO: u64 = 4;
 /// What sources need of the log's past before they resume.
 pub struct Resume {
     pub partitions: BTreeMap<PartitionId, PartitionState>,
+    /// The newest records of polled partitions.
+    pub seen: BTreeMap<PartitionId, SeenRecords>,
     /// Requests with an idempotency key, oldest first.
     pub answered: Vec<(RequestKey, AnsweredRequest)>,
 }
@@ -450,6 +452,7 @@ impl OperatorStage {
             .collect();
         Resume {
             partitions: operators.partitions().clone(),
+            seen: operators.seen().clone(),
             answered,
         }
     }

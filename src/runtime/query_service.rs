@@ -263,11 +263,30 @@ impl QueryService {
                 })
             })
             .collect();
+        let sinks: Vec<Value> = progress
+            .sinks()
+            .into_iter()
+            .map(|(name, health)| {
+                json!({
+                    "sink": name,
+                    "type": health.kind,
+                    "tables": health.tables,
+                    "state": health.state.name(),
+                    "lsn": health.lsn,
+                    "lag": synced.saturating_sub(health.lsn),
+                    "rows": health.rows,
+                    "retries": health.retries,
+                    "dead_letters": health.refused.len(),
+                    "last_error": health.last_error,
+                })
+            })
+            .collect();
         json!({
             "synced_lsn": synced,
             "streams": streams,
             "views": views.iter().map(|(view, lsn)| json!({"view": view, "lsn": lsn, "lag": synced.saturating_sub(*lsn)})).collect::<Vec<_>>(),
             "sources": sources,
+            "sinks": sinks,
             "gaps": progress.gaps().len(),
             "notes": notes::of_tables(&self.handles.tables).into_iter().map(|n| n.text).collect::<Vec<_>>(),
         })

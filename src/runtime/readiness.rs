@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::event::{SourceHealth, SourceState};
+use crate::event::{SinkHealth, SinkState, SourceHealth, SourceState};
 use crate::ids::ViewId;
 use crate::ingest::Intake;
 use crate::query::PipelineProgress;
@@ -34,6 +34,9 @@ impl Readiness {
         let mut waiting = Vec::new();
         for (name, health) in self.progress.sources() {
             waiting.extend(source_note(&name, &health)?);
+        }
+        for (name, health) in self.progress.sinks() {
+            waiting.extend(sink_note(&name, &health));
         }
         let synced = self.progress.synced_lsn();
         for (view, status) in &self.views {
@@ -67,6 +70,20 @@ fn source_note(name: &str, health: &SourceHealth) -> Result<Option<String>, Stri
         ))),
         SourceState::Running | SourceState::Ended => Ok((health.waiting_total > 0)
             .then(|| format!("source `{name}`: {} files wait", health.waiting_total))),
+    }
+}
+
+/// What of a sink waits. A sink that has halted holds back nothing but itself, so the process is
+/// ready. Pure.
+fn sink_note(name: &str, health: &SinkHealth) -> Option<String> {
+    let error = health.last_error.as_deref().unwrap_or_default();
+    match health.state {
+        SinkState::Running => None,
+        SinkState::Paused => Some(format!(
+            "sink `{name}` is paused; continue by `weir sinks resume {name}`"
+        )),
+        SinkState::Retrying => Some(format!("sink `{name}` cannot deliver: {error}")),
+        SinkState::Halted => Some(format!("sink `{name}` has halted: {error}")),
     }
 }
 

@@ -70,6 +70,7 @@ impl Running {
                 max_bytes: config.limits.record,
                 truncated_bytes: config.limits.dead_letter,
             },
+            body_bytes: config.limits.body,
             wait_for_room: Arc::new(move |time| ring.wait_for_room(time)),
             is_connected: Arc::new(AtomicBool::new(false)),
             unwrap: source.unwrap.clone(),
@@ -80,6 +81,12 @@ impl Running {
                 .iter()
                 .filter(|(id, _)| *id.source == *source.name)
                 .map(|(id, state)| (id.partition.to_string(), state.clone()))
+                .collect(),
+            seen: resume
+                .seen
+                .iter()
+                .filter(|(id, _)| *id.source == *source.name)
+                .flat_map(|(_, seen)| seen.iter())
                 .collect(),
         })
     }
@@ -116,6 +123,8 @@ fn run(
         SourceKind::File(def) if def.is_stdin() => sources::stdin::run(context, clock),
         SourceKind::File(def) => sources::file::run(context, def, clock),
         SourceKind::WebSocket { url } => sources::websocket::run(context, url, clock),
+        SourceKind::HttpStream(def) => sources::http::stream::run(context, def, clock),
+        SourceKind::HttpPoll(def) => sources::http::poll::run(context, def, clock),
         SourceKind::Kafka(def) => sources::kafka::run(context, def, kafka, clock),
     }
 }

@@ -79,6 +79,15 @@ pub fn compile(config: &Config) -> Result<Arc<Catalog>, ConfigError> {
         if let Err(refusal) = spec.check() {
             return Err(declared_as(&spec, &catalog, &refusal).in_file(config));
         }
+        let sends = |name: &String| catalog.table_id(name).as_ref() == Some(&spec.id);
+        for sink in config
+            .sinks
+            .iter()
+            .filter(|sink| sink.from.iter().any(sends))
+        {
+            crate::sinks::check(sink, &spec.schema, catalog.sql)
+                .map_err(|reason| config.sink_error(&sink.name, &reason.to_string()))?;
+        }
     }
     Ok(Arc::new(catalog))
 }

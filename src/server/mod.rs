@@ -43,6 +43,7 @@ use crate::query::ClientId;
 use crate::query::live::Live;
 use crate::runtime::backup::Backup;
 use crate::runtime::query_service::QueryService;
+use crate::runtime::sink_threads::SinkControls;
 use connections::{Connections, Limit};
 use in_flight::InFlight;
 use rendered::Rendered;
@@ -69,6 +70,8 @@ pub struct Parts {
     pub metrics: PrometheusHandle,
     /// Rows for live streams.
     pub live: Arc<Live>,
+    /// Commands to sinks.
+    pub sinks: SinkControls,
     /// Copies the data folder while the process runs.
     pub backup: Backup,
     /// The folder below which backups over HTTP are written; without it there are none.
@@ -181,6 +184,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(routes::end_sql))
         .routes(routes!(routes::backup))
         .routes(routes!(routes::retry))
+        .routes(routes!(routes::command_sink))
         .routes(routes!(routes::install_rebuilt))
         .routes(routes!(live::live))
         .routes(routes!(getsocial::count))

@@ -29,7 +29,9 @@ use crate::query::ClientId;
 use crate::query::encode::Format;
 use crate::query::spool::SpooledAnswer;
 use crate::runtime::dead_letter_retry::{Retry, RetryRequest};
+use crate::runtime::sink_threads::SinkCommandError;
 use crate::runtime::{RuntimeError, rebuild};
+use crate::sinks::{Command, InvalidReset};
 
 const JSON: &str = "application/json";
 /// Bytes per read of an answer's file.
@@ -344,6 +346,60 @@ pub async fn retry(State(app): State<App>, Small(body): Small) -> Result<Json<Va
             other => ApiError::failed(other.to_string()),
         })?;
     Ok(Json(json!(done)))
+}
+
+/// What a sink is asked to do.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SinkRequest {
+    /// Of `reset`: `earliest`, `latest` or an LSN.
+    from: Option<String>,
+    /// Of `resume`: whether the refused rows are removed.
+    discard_dead_letters: bool,
+}
+
+/// Pauses, resumes or resets a sink.
+#[utoipa::path(post, path = "/api/v1/sinks/{name}/{action}", request_body = SinkRequest,
+    params(("name" = String, Path), ("action" = String, Path, description = "pause, resume or reset")),
+    responses((status = 200, description = "{sink}"), (status = 400), (status = 404), (status = 409)))]
+pub async fn command_sink(
+    State(app): State<App>,
+    Path((name, action)): Path<(String, String)>,
+    Small(body): Small,
+) -> Result<Json<Value>, ApiError> {
+    let hint = "send {} or {\"from\": \"earliest\"}";
+    let body = if body.is_empty() {
+        &b"{}"[..]
+    } else {
+        &body[..]
+    };
+    let request: SinkRequest =
+        serde_json::from_slice(body).map_err(|e| ApiError::bad_request(e.to_string(), hint))?;
+    let command = match (action.as_str(), request.from.as_deref()) {
+        ("pause", _) => Command::Pause,
+        ("resume", _) => Command::Resume {
+            discard_dead_letters: request.discard_dead_letters,
+        },
+        ("reset", Some(from)) => Command::Reset(
+            from.parse()
+                .map_err(|e: InvalidReset| ApiError::bad_request(e.to_string(), hint))?,
+        ),
+        _ => {
+            let message = "a sink can be asked to pause, to resume, or to reset with `from`";
+            return Err(ApiError::bad_request(message.to_owned(), hint));
+        }
+    };
+    let (controls, sink) = (app.0.parts.sinks.clone(), name.clone());
+    let sent = tokio::task::spawn_blocking(move || controls.send(&sink, command)).await;
+    sent.map_err(|e| ApiError::failed(e.to_string()))?
+        .map_err(|error| {
+            let (status, code) = match error {
+                SinkCommandError::Unknown { .. } => (StatusCode::NOT_FOUND, "not_found"),
+                SinkCommandError::Failed(_) => (StatusCode::CONFLICT, "not_done"),
+            };
+            ApiError::new(status, code, error.to_string(), "see `weir sinks list`")
+        })?;
+    Ok(Json(json!({"sink": name})))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]

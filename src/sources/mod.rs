@@ -1,13 +1,16 @@
-//! Where bytes enter. A *pull* source (file, Kafka) is read again from any offset and waits for the views; a
-//! *push* source (websocket, standard input, HTTP) cannot be read again. Each guarantees exactly-once
-//! intake, or records what is missing as a gap.
+//! Where bytes enter. A *pull* source (file, Kafka, a polled request) is read again from any offset
+//! and waits for the views; a *push* source (websocket, open request, standard input, HTTP) cannot be
+//! read again, unless its events have ids. Each guarantees exactly-once intake, or records what is
+//! missing as a gap.
 
 pub(crate) mod batcher;
 pub(crate) mod compression;
 pub(crate) mod file;
+pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod lines;
 pub(crate) mod message;
+mod push;
 pub(crate) mod stdin;
 pub(crate) mod websocket;
 
@@ -21,7 +24,7 @@ pub use batcher::RecordLimits;
 use crate::event::{Gap, SharedHealth, SourceHealth, SourceState};
 use crate::ingest::{Ingest, Submission};
 use crate::operators::PartitionState;
-use crate::wal::Kind;
+use crate::wal::{Kind, RecordIdentity};
 
 /// A request to every source to stop, shared by its clones.
 #[derive(Clone, Default)]
@@ -71,6 +74,8 @@ pub struct Context {
     pub once: bool,
     /// How long a record may be, and what is stored of a longer one.
     pub record_limits: RecordLimits,
+    /// Bytes of the body of an answer.
+    pub body_bytes: usize,
     /// Blocks while a view is too far behind; false when that timed out.
     pub wait_for_room: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
     /// Set while a push source is connected, or a pull source knows that it has read everything.
@@ -83,6 +88,8 @@ pub struct Context {
     pub sort_space: SortSpace,
     /// Where this source's partitions continue.
     pub partitions: Vec<(String, PartitionState)>,
+    /// What the newest records of a polled source are recognized by, oldest first.
+    pub seen: Vec<RecordIdentity>,
 }
 
 /// Memory and disk that sorting may use.
@@ -153,6 +160,12 @@ pub enum SourceError {
     /// The brokers, or the client library, cannot be used.
     #[error("{brokers}: {reason}")]
     Kafka { brokers: String, reason: String },
+    /// A request cannot be sent, or not answered.
+    #[error("{url}: {reason}")]
+    Http { url: String, reason: String },
+    /// A schema registry cannot be used.
+    #[error("{url}: {reason}")]
+    Registry { url: String, reason: String },
     /// The log does not accept its frames.
     #[error(transparent)]
     Ingest(#[from] crate::ingest::IngestError),

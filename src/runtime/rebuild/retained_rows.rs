@@ -219,7 +219,7 @@ impl CarriedOverRows {
         if rows.num_rows() > 0 {
             output.tables.push(TableRows {
                 table: self.spec.id.clone(),
-                batch: by_lsn(&rows).map_err(|e| e.to_string())?,
+                batch: by_lsn(&self.spec, &rows).map_err(|e| e.to_string())?,
                 retention_floor: None,
             });
         }

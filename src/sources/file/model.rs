@@ -341,6 +341,8 @@ mod tests {
                 max_bytes: 1 << 20,
                 truncated_bytes: 1 << 10,
             },
+            body_bytes: 0,
+            seen: Vec::new(),
             wait_for_room: Arc::new(|_| true),
             is_connected: Arc::default(),
             health: Arc::default(),

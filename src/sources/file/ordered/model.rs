@@ -135,6 +135,8 @@ mod tests {
                     }
                     true
                 }),
+                body_bytes: 0,
+                seen: Vec::new(),
                 is_connected: Arc::default(),
                 unwrap: None,
                 health: self.health.clone(),

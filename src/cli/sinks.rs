@@ -1,0 +1,85 @@
+//! `weir sinks`: where rows are sent, and how far.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::client::{QueryTarget, Server};
+use super::{Global, output, tokio_runtime};
+use crate::runtime::query_service::Params;
+use crate::runtime::{RuntimeError, sink_threads};
+use crate::sinks::{Command, ResetTo};
+
+#[derive(Debug, Args)]
+pub struct Sinks {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Lists the sinks with their state, cursor and lag.
+    List,
+    /// Stops a sink until it is resumed; rows wait in its tables.
+    Pause { name: String },
+    /// Continues a sink that was paused or has halted.
+    Resume {
+        name: String,
+        /// Remove the rows that its target has refused (`weir.sink_dead_letters`).
+        #[arg(long)]
+        discard_dead_letters: bool,
+    },
+    /// Sends rows again from an earlier record, or skips to a later one.
+    Reset {
+        name: String,
+        /// After which record it continues: `earliest`, `latest` or an LSN.
+        #[arg(long, value_name = "LSN")]
+        from: ResetTo,
+    },
+}
+
+impl Sinks {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        match &self.action {
+            Action::List => {
+                let answer = QueryTarget::open(global)?.ask("status", &Params::new())?;
+                output::answer(&answer, "sinks", global.format())
+            }
+            Action::Pause { name } => send(global, name, "pause", Command::Pause, &json!({})),
+            Action::Resume {
+                name,
+                discard_dead_letters,
+            } => {
+                let discard_dead_letters = *discard_dead_letters;
+                let command = Command::Resume {
+                    discard_dead_letters,
+                };
+                let body = json!({"discard_dead_letters": discard_dead_letters});
+                send(global, name, "resume", command, &body)
+            }
+            Action::Reset { name, from } => {
+                let body = json!({"from": from.to_string()});
+                send(global, name, "reset", Command::Reset(*from), &body)
+            }
+        }
+    }
+}
+
+/// To the running server, or to the files of a folder that no process works on.
+fn send(
+    global: &Global,
+    name: &str,
+    action: &str,
+    command: Command,
+    body: &serde_json::Value,
+) -> Result<(), RuntimeError> {
+    let config = global.load_file()?;
+    let runtime = tokio_runtime()?;
+    match runtime.block_on(Server::find(&config)) {
+        Some(server) => {
+            runtime.block_on(server.post(&format!("sinks/{name}/{action}"), body))?;
+        }
+        None => sink_threads::command_offline(&config, runtime.handle(), name, command)?,
+    }
+    eprintln!("sink `{name}`: {action} done");
+    Ok(())
+}

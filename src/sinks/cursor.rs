@@ -1,0 +1,198 @@
+//! How far a sink is, and where that is stored.
+//!
+//! The cursor is a file of the data folder, `sinks/NAME/state.json`, replaced atomically after each
+//! delivery. A target with transactions stores it, too, within the transaction that writes the rows:
+//! then that one counts, and each row is written exactly once. Example: the file has LSN 100, and
+//! the process is killed after the target has committed the rows up to 150, before the file was
+//! written. The next start reads 150 from the target.
+//!
+//! `weir sinks reset` begins a new epoch, in the file. A cursor in the target of an older epoch no
+//! longer counts.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Lsn, Micros};
+use crate::storage::{Disk, Storage, damage};
+
+/// The format of the file.
+const VERSION: u32 = 1;
+const FILE: &str = "state.json";
+
+/// Everything up to here has been delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// The log that the LSNs belong to.
+    pub log: u64,
+    /// How often the sink has been reset.
+    pub epoch: u64,
+    /// The rows of all records up to here.
+    pub lsn: Lsn,
+    /// Of an entity table that is being read, which is not in the order of LSNs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<EntityScan>,
+}
+
+/// Of the rows above the cursor's LSN, up to `to`: those below a place have been delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntityScan {
+    pub to: Lsn,
+    pub from_place: u64,
+}
+
+impl Cursor {
+    /// Of a sink that has delivered everything up to `lsn`, and nothing after it.
+    pub fn at(log: u64, epoch: u64, lsn: Lsn) -> Self {
+        Self {
+            log,
+            epoch,
+            lsn,
+            scan: None,
+        }
+    }
+
+    /// The text that targets store.
+    pub fn to_json(self) -> String {
+        serde_json::to_string(&self).unwrap_or_default()
+    }
+
+    /// Of this cursor, which is the file's, and the one that the target has, if it has one: the one
+    /// that counts.
+    pub fn or_of_target(self, target: Option<Self>) -> Self {
+        match target {
+            Some(target) if target.log == self.log && target.epoch >= self.epoch => target,
+            _ => self,
+        }
+    }
+}
+
+/// What is stored of a sink.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SinkState {
+    /// The format of the file.
+    pub version: u32,
+    pub cursor: Cursor,
+    /// Until it is resumed.
+    pub is_paused: bool,
+    /// Rows of its tables below these times had left when the cursor was stored.
+    #[serde(default)]
+    pub floors: Vec<Option<Micros>>,
+}
+
+impl SinkState {
+    /// Of a sink that runs.
+    pub fn new(cursor: Cursor) -> Self {
+        Self {
+            version: VERSION,
+            cursor,
+            is_paused: false,
+            floors: Vec::new(),
+        }
+    }
+}
+
+/// Why the state of a sink cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("{path}: {source}")]
+    Io { path: String, source: io::Error },
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// The folder of a sink's state.
+#[derive(Debug, Clone)]
+pub struct StateFolder(PathBuf);
+
+impl StateFolder {
+    /// That of the sink `name`, in the folder of all sinks.
+    pub fn new(sinks: &Path, name: &str) -> Self {
+        Self(sinks.join(name))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// What is stored; `None` of a sink that never ran.
+    pub fn load(&self) -> Result<Option<SinkState>, StateError> {
+        let path = self.0.join(FILE);
+        let bytes = match Disk.read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(self.io(source)),
+            Ok(bytes) => bytes,
+        };
+        let damaged = |problem: &str| {
+            let remedy =
+                "restore it from a backup, or remove it, and the sink starts again as `start` says";
+            StateError::Damaged(damage(&path, problem, remedy))
+        };
+        let state: SinkState =
+            serde_json::from_slice(&bytes).map_err(|e| damaged(&e.to_string()))?;
+        if state.version == VERSION {
+            Ok(Some(state))
+        } else {
+            Err(damaged("it is of another version of weir"))
+        }
+    }
+
+    /// Stores a state durably in place of the one before.
+    pub fn store(&self, state: &SinkState) -> Result<(), StateError> {
+        let text = serde_json::to_vec(state).unwrap_or_default();
+        Disk.create_folder(&self.0)
+            .and_then(|()| Disk.replace(&self.0.join(FILE), &text))
+            .map_err(|source| self.io(source))
+    }
+
+    fn io(&self, source: io::Error) -> StateError {
+        StateError::Io {
+            path: self.0.display().to_string(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_targets_cursor_counts_unless_the_sink_was_reset() {
+        let file = Cursor::at(1, 2, 100);
+        for (target, expected) in [
+            (None, 100),
+            (Some(Cursor::at(1, 2, 150)), 150),
+            // After a restore from a backup, say, the file may be the newer one.
+            (Some(Cursor::at(1, 2, 50)), 50),
+            (Some(Cursor::at(1, 1, 150)), 100),
+            (Some(Cursor::at(1, 3, 10)), 10),
+            (Some(Cursor::at(9, 2, 150)), 100),
+        ] {
+            assert_eq!(file.or_of_target(target).lsn, expected, "{target:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_read_as_it_was_stored() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = StateFolder::new(root.path(), "s");
+        assert_eq!(folder.load().expect("readable"), None);
+        let mut state = SinkState::new(Cursor::at(7, 0, 100));
+        state.cursor.scan = Some(EntityScan {
+            to: 120,
+            from_place: 5,
+        });
+        state.floors = vec![None, Some(3)];
+        folder.store(&state).expect("writable");
+        assert_eq!(folder.load().expect("readable"), Some(state));
+        std::fs::write(folder.path().join(FILE), "{").expect("writable");
+        let error = folder.load().expect_err("damaged").to_string();
+        assert!(error.contains("the sink starts again"), "{error}");
+    }
+}
