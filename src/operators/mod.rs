@@ -433,8 +433,7 @@ impl Operators {
                     self.record_retried(frame, &output);
                 }
             }
-            // The log's writer decided that an earlier frame holds these records; this one is in
-            // `raw` only.
+            // An earlier frame holds these records; this one is in `raw` only.
             Kind::DuplicateRequest => {}
         }
         self.record_derived(&output);
