@@ -210,8 +210,9 @@ impl Running {
         };
         self.ingest()?
             .remember(std::mem::take(&mut resume.answered));
+        let log_end = self.handles.progress.synced_lsn();
         self.start_sources(config, &resume)?;
-        self.start_sinks(config, self.log);
+        self.start_sinks(config, log_end);
         self.has_resumed.store(true, Ordering::Release);
         Ok(true)
     }

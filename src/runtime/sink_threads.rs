@@ -12,7 +12,6 @@ use crate::event::{Lsn, SharedSinkHealth, SinkHealth, SinkState};
 use crate::query::Handles;
 use crate::sinks::{Command, CommandError, Control, DeadLetters, SinkContext, StateFolder};
 use crate::threads::panic_if_asked;
-use crate::views::LogIdentity;
 
 /// How often a run that ends looks whether the sinks have everything.
 const POLL: Duration = Duration::from_millis(20);
@@ -55,7 +54,8 @@ impl SinkControls {
 
 impl Running {
     /// Starts every sink at its cursor.
-    pub(super) fn start_sinks(&mut self, config: &Config, log: LogIdentity) {
+    /// `log_end` is where the log ended before sources added to it.
+    pub(super) fn start_sinks(&mut self, config: &Config, log_end: Lsn) {
         let mut healths = BTreeMap::new();
         for sink in &config.sinks {
             let health = health_of(sink);
@@ -64,7 +64,8 @@ impl Running {
             let context = SinkContext {
                 sink: sink.clone(),
                 handles: self.handles.clone(),
-                log,
+                log: self.log,
+                log_end,
                 folder: StateFolder::new(&self.folder.sinks(), &sink.name),
                 stop: self.stop.clone(),
                 clock: self.clock.clone(),

@@ -79,6 +79,9 @@ pub struct SinkState {
     pub cursor: Cursor,
     /// Until it is resumed.
     pub is_paused: bool,
+    /// The target has rows of records that the log did not have: until the sink is reset.
+    #[serde(default)]
+    pub must_reset: bool,
     /// Rows of its tables below these times had left when the cursor was stored.
     #[serde(default)]
     pub floors: Vec<Option<Micros>>,
@@ -91,6 +94,7 @@ impl SinkState {
             version: VERSION,
             cursor,
             is_paused: false,
+            must_reset: false,
             floors: Vec::new(),
         }
     }
@@ -129,8 +133,7 @@ impl StateFolder {
             Ok(bytes) => bytes,
         };
         let damaged = |problem: &str| {
-            let remedy =
-                "restore it from a backup, or remove it, and the sink starts again as `start` says";
+            let remedy = "restore it from a backup; or remove it: then the sink starts again where its target says, else as `start` says";
             StateError::Damaged(damage(&path, problem, remedy))
         };
         let state: SinkState =

@@ -27,7 +27,7 @@ use crate::views::lake::scan_by_lsn::{LsnOrderedRows, RangeLimits};
 
 /// Rows of one delivery of one table: LSNs at first and at most, and the bytes to aim at.
 const LIMITS: RangeLimits = RangeLimits {
-    first: 4 << 10,
+    first: 64,
     max: 32 << 10,
     bytes: 8 << 20,
 };
@@ -128,16 +128,34 @@ pub struct Reader {
     order: Vec<usize>,
     /// The size of the next range, which follows from the one before.
     range: u64,
+    /// What retention had removed of each table when the sink was reset.
+    known_dropped: Vec<Lsn>,
 }
 
 impl Reader {
     /// Of these tables; `order` has the indexes of all of them.
     pub fn new(tables: Vec<SinkTable>, order: Vec<usize>) -> Self {
         Self {
+            known_dropped: vec![0; tables.len()],
             tables,
             order,
             range: LIMITS.first,
         }
+    }
+
+    /// After a reset: what retention removed before is not missed.
+    pub fn forget_dropped(&mut self) {
+        let dropped = self.tables.iter().map(|table| table.table.dropped_lsn());
+        self.known_dropped = dropped.collect();
+    }
+
+    /// Whether retention has removed rows that were not read.
+    fn has_lost_rows(&self, cursor: &Cursor) -> bool {
+        let mut tables = self.tables.iter().zip(&self.known_dropped);
+        tables.any(|(table, known)| {
+            let dropped = table.table.dropped_lsn();
+            !table.is_entity() && dropped > *known && dropped > cursor.lsn
+        })
     }
 
     /// What comes after a cursor; `None` if nothing does yet.
@@ -147,11 +165,7 @@ impl Reader {
         floors: &[Option<Micros>],
         stop: &Stop,
     ) -> Result<Option<Delivery>, SinkError> {
-        if self
-            .tables
-            .iter()
-            .any(|t| t.table.dropped_lsn() > cursor.lsn && !t.is_entity())
-        {
+        if self.has_lost_rows(cursor) {
             return Err(SinkError::left_by_retention());
         }
         match self.tables.as_slice() {
@@ -267,6 +281,10 @@ fn next_changed(table: &SinkTable, cursor: &Cursor) -> Result<Option<Delivery>, 
         to: state.applied,
         from_place: 0,
     });
+    if state.applied < scan.to {
+        // After a restart the view may not have what it had when the scan began.
+        return Ok(None);
+    }
     let lsns = (cursor.lsn, scan.to);
     let mut changed = ChangedRows::of_snapshot(&table.table, &state, lsns, scan.from_place)?;
     let (mut parts, mut rows) = (VecDeque::new(), 0);

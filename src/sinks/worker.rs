@@ -34,6 +34,8 @@ pub struct SinkContext {
     pub handles: Handles,
     /// The log of the data folder.
     pub log: LogIdentity,
+    /// Where it ended before sources added to it.
+    pub log_end: Lsn,
     /// The folder of its state.
     pub folder: StateFolder,
     /// The request to end.
@@ -121,6 +123,8 @@ struct Worker {
     stored: SinkState,
     stored_at: Duration,
     is_open: bool,
+    /// Where the log ended when the process started; none once the sink was opened.
+    first_end: Option<Lsn>,
     phase: Phase,
     backoff: Backoff,
 }
@@ -154,6 +158,7 @@ impl Worker {
             },
         )?;
         let is_paused = state.is_paused;
+        let first_end = Some(context.log_end);
         let mut worker = Self {
             reader: Reader::new(tables, target.order()),
             target,
@@ -162,6 +167,7 @@ impl Worker {
             state,
             context,
             is_open: false,
+            first_end,
             phase: Phase::Running,
             backoff: Backoff(MIN_RETRY_DELAY),
         };
@@ -248,6 +254,7 @@ impl Worker {
             self.state.cursor = self.target.open(self.state.cursor)?;
             self.check_log()?;
             self.is_open = true;
+            self.first_end = None;
         }
         let (cursor, floors) = (&self.state.cursor, &self.state.floors);
         let stop = &self.context.stop;
@@ -272,8 +279,9 @@ impl Worker {
         Ok(())
     }
 
-    /// Refuses to continue where the cursor is not one of this log.
-    fn check_log(&self) -> Result<(), SinkError> {
+    /// Refuses to continue where the cursor is not one of this log. When the sink is opened first,
+    /// the log must have its records already: what sources add later are other ones.
+    fn check_log(&mut self) -> Result<(), SinkError> {
         const RESET: &str =
             "continue by `weir sinks reset NAME --from earliest`, or `--from latest`";
         let cursor = &self.state.cursor;
@@ -282,14 +290,22 @@ impl Worker {
                 "its cursor belongs to another log than that of this data folder; {RESET}"
             )));
         }
-        let end = self.context.handles.progress.synced_lsn();
-        if cursor.lsn > end {
+        let end = self.first_end.unwrap_or_else(|| self.log_end());
+        let reached = cursor.scan.map_or(cursor.lsn, |scan| scan.to);
+        if reached > end && !self.state.must_reset {
+            self.state.must_reset = true;
+            self.store()?;
+        }
+        if self.state.must_reset {
             return Err(SinkError::Halted(format!(
-                "it has delivered up to record {}, and the log ends at {end}: the data folder is probably an older backup; {RESET}",
-                cursor.lsn
+                "it has delivered records up to {reached} that the log did not have: the data folder is probably an older backup; {RESET}"
             )));
         }
         Ok(())
+    }
+
+    fn log_end(&self) -> Lsn {
+        self.context.handles.progress.synced_lsn()
     }
 
     fn carry_out(&mut self, command: Command) -> Result<(), CommandError> {
@@ -300,6 +316,10 @@ impl Worker {
         } = command
         {
             DeadLetters::discard_in(&self.context.folder, &self.context.health)?;
+        }
+        if let Command::Reset(_) = command {
+            self.reader.forget_dropped();
+            self.first_end = None;
         }
         // A cursor of an older epoch in the target no longer counts.
         self.is_open &= state.cursor == self.state.cursor;

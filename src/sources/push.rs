@@ -182,6 +182,8 @@ impl<'a> PushIntake<'a> {
     pub fn disconnect(&mut self, last_event_id: Option<&str>) -> Result<(), SourceError> {
         self.flush(last_event_id)?;
         self.wait_all()?;
+        // Otherwise a server that continues by ids would seem to have filled it.
+        self.record_rejected()?;
         self.missed_since.get_or_insert(self.last_received_at);
         Ok(())
     }

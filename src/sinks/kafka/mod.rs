@@ -16,6 +16,9 @@
 mod key;
 mod producer;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
@@ -26,7 +29,10 @@ use crate::operators::lsns;
 use crate::query::encode;
 use crate::schema::PlanError;
 use key::MessageKey;
-use producer::{Message, Transactions};
+use producer::{Message, MessageId, TransactionError, Transactions};
+
+/// A second fence within this time is by another process.
+const FENCED_AGAIN: Duration = Duration::from_secs(300);
 
 /// Writes messages to a topic.
 pub struct KafkaTarget {
@@ -34,8 +40,10 @@ pub struct KafkaTarget {
     def: KafkaSink,
     key: MessageKey,
     transactions: Option<Transactions>,
-    /// Rows that the broker refused in an attempt before: (LSN, row of that record).
-    refused: Vec<((i64, usize), String)>,
+    /// Rows that the broker refused in an attempt before.
+    refused: Vec<(MessageId, String)>,
+    /// When another producer took the place of this one last.
+    fenced_at: Option<Duration>,
 }
 
 impl KafkaTarget {
@@ -49,36 +57,33 @@ impl KafkaTarget {
             context,
             transactions: None,
             refused: Vec::new(),
+            fenced_at: None,
         })
     }
 
     /// Produces the rows of a batch; those that were refused before become dead letters.
-    fn produce(&mut self, transactions: &mut Transactions, batch: &Batch) -> Result<(), SinkError> {
+    fn produce(
+        &self,
+        transactions: &mut Transactions,
+        batch: &Batch,
+    ) -> Result<(), TransactionError> {
         let table = table_of(&self.context)?;
         let (keys, values) = (self.key.keys(&batch.rows)?, values(table, &batch.rows)?);
-        let messages = keys.into_iter().zip(values).zip(ids(&batch.rows));
-        for (row, ((key, value), id)) in messages.enumerate() {
-            if let Some((_, reason)) = self.refused.iter().find(|(known, _)| *known == id) {
-                self.refuse(batch, row, reason.clone())?;
-                continue;
-            }
-            let message = Message {
-                id,
-                key: key.as_deref(),
-                value: value.as_deref(),
+        let messages = keys.iter().zip(&values).zip(lsns(&batch.rows));
+        let (now, mut dead_letters) = (self.context.clock.now(), Vec::new());
+        for (row, ((key, value), lsn)) in messages.enumerate() {
+            let (key, value) = (key.as_deref(), value.as_deref());
+            let id = id(*lsn, key, value);
+            let known = self.refused.iter().find(|(known, _)| *known == id);
+            let reason = match known {
+                Some((_, reason)) => Some(reason.clone()),
+                None => transactions.send(&Message { id, key, value })?,
             };
-            if let Some(reason) = transactions.send(&message)? {
-                self.refuse(batch, row, reason)?;
+            if let Some(reason) = reason {
+                dead_letters.push(refused(&table.name, &batch.rows, row, reason, now));
             }
         }
-        Ok(())
-    }
-
-    fn refuse(&self, batch: &Batch, row: usize, reason: String) -> Result<(), SinkError> {
-        let table = table_of(&self.context)?;
-        let now = self.context.clock.now();
-        let row = refused(&table.name, &batch.rows, row, reason, now);
-        self.context.dead_letters.add(vec![row])
+        Ok(self.context.dead_letters.add(dead_letters)?)
     }
 }
 
@@ -109,17 +114,12 @@ fn table_of(context: &TargetContext) -> Result<&SinkTable, SinkError> {
     context.tables.first().ok_or_else(missing)
 }
 
-/// LSN of each row, and which one of its record it is.
-fn ids(rows: &RecordBatch) -> Vec<(i64, usize)> {
-    let mut ids: Vec<(i64, usize)> = Vec::with_capacity(rows.num_rows());
-    for lsn in lsns(rows) {
-        let ordinal = match ids.last() {
-            Some((last, ordinal)) if last == lsn => ordinal + 1,
-            _ => 0,
-        };
-        ids.push((*lsn, ordinal));
-    }
-    ids
+/// Which row a message is: its LSN and a hash of its content, since an attempt that is repeated may
+/// have other rows of the record before it.
+fn id(lsn: i64, key: Option<&str>, value: Option<&[u8]>) -> MessageId {
+    let mut hasher = DefaultHasher::new();
+    (key, value).hash(&mut hasher);
+    (lsn, hasher.finish())
 }
 
 /// Each row as JSON; null for one that retracts another, which deletes its key in a compacted topic.
@@ -134,21 +134,42 @@ fn values(table: &SinkTable, rows: &RecordBatch) -> Result<Vec<Option<Vec<u8>>>,
     Ok(values)
 }
 
-impl Target for KafkaTarget {
-    fn open(&mut self, stored: Cursor) -> Result<Cursor, SinkError> {
-        self.transactions = None;
-        let name = format!("weir-{:x}-{}", self.context.log, self.context.name);
-        let (transactions, found) = Transactions::begin(&self.def, &name)?;
-        self.transactions = Some(transactions);
-        Ok(stored.or_of_target(found))
+impl KafkaTarget {
+    /// What an error means for the sink. The broker fences a producer whose transaction took too
+    /// long, too: that passes with a new producer, and a second process does not.
+    fn explain(&mut self, error: TransactionError) -> SinkError {
+        let now = self.context.clock.monotonic();
+        match error {
+            TransactionError::Fenced => {
+                let is_again = self.fenced_at.replace(now);
+                if is_again.is_some_and(|before| now < before + FENCED_AGAIN) {
+                    return SinkError::Halted(
+                        "another process writes with this sink: only one may run; stop it, then `weir sinks resume NAME`"
+                            .into(),
+                    );
+                }
+                SinkError::Unavailable("the broker gave the sink's transactions to another producer, or one took too long".into())
+            }
+            TransactionError::Sink(error) => {
+                if let SinkError::Halted(_) = error {
+                    // Once it is repaired, the rows are sent again.
+                    self.refused.clear();
+                }
+                error
+            }
+        }
     }
 
-    fn deliver(&mut self, delivery: &mut Delivery) -> Result<(), SinkError> {
+    fn transact(&mut self, delivery: &mut Delivery) -> Result<(), TransactionError> {
         let closed = || SinkError::Unavailable("the producer is not open".into());
         let mut transactions = self.transactions.take().ok_or_else(closed)?;
         transactions.start()?;
         while let Some(batch) = delivery.next_batch()? {
             self.produce(&mut transactions, &batch)?;
+            if self.context.stop.is_requested() {
+                // Nothing is lost: the transaction is aborted, and repeated at the next start.
+                return Err(SinkError::Unavailable("weir is stopping".into()).into());
+            }
         }
         match transactions.commit(&delivery.next_cursor()) {
             Ok(()) => {
@@ -162,6 +183,24 @@ impl Target for KafkaTarget {
                 Err(failed.error)
             }
         }
+    }
+}
+
+impl Target for KafkaTarget {
+    fn open(&mut self, stored: Cursor) -> Result<Cursor, SinkError> {
+        self.transactions = None;
+        let name = format!("weir-{:x}-{}", self.context.log, self.context.name);
+        match Transactions::begin(&self.def, &name) {
+            Ok((transactions, found)) => {
+                self.transactions = Some(transactions);
+                Ok(stored.or_of_target(found))
+            }
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    fn deliver(&mut self, delivery: &mut Delivery) -> Result<(), SinkError> {
+        self.transact(delivery).map_err(|error| self.explain(error))
     }
 
     fn order(&self) -> Vec<usize> {

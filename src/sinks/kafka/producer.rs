@@ -28,25 +28,42 @@ const CURSOR_PARTITION: i32 = 0;
 /// Reasons of refused messages that one attempt keeps.
 const MAX_REFUSED: usize = 1_000;
 
+/// LSN of a row, and a hash of its content.
+pub type MessageId = (i64, u64);
+
+/// Why a transaction failed.
+#[derive(Debug)]
+pub enum TransactionError {
+    /// Another producer of the name has taken its place.
+    Fenced,
+    Sink(SinkError),
+}
+
+impl From<SinkError> for TransactionError {
+    fn from(error: SinkError) -> Self {
+        Self::Sink(error)
+    }
+}
+
 /// A message to send; without a value it deletes its key.
 pub struct Message<'a> {
     /// Which row it is.
-    pub id: (i64, usize),
+    pub id: MessageId,
     pub key: Option<&'a str>,
     pub value: Option<&'a [u8]>,
 }
 
 /// A transaction that was not committed.
 pub struct Failed {
-    pub error: SinkError,
+    pub error: TransactionError,
     /// Rows that the broker refuses for good, with its reasons.
-    pub refused: Vec<((i64, usize), String)>,
+    pub refused: Vec<(MessageId, String)>,
 }
 
 /// What the broker said of messages.
 #[derive(Default)]
 struct Reports {
-    refused: Vec<((i64, usize), String)>,
+    refused: Vec<(MessageId, String)>,
     first_error: Option<String>,
 }
 
@@ -65,7 +82,7 @@ impl ClientContext for Callbacks {
 }
 
 impl ProducerContext for Callbacks {
-    type DeliveryOpaque = Box<(i64, usize)>;
+    type DeliveryOpaque = Box<MessageId>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, id: Self::DeliveryOpaque) {
         let Err((error, message)) = result else {
@@ -98,7 +115,7 @@ pub struct Transactions {
 
 impl Transactions {
     /// Ends what a producer of this name left open, and returns the cursor that is committed.
-    pub fn begin(def: &KafkaSink, name: &str) -> Result<(Self, Option<Cursor>), SinkError> {
+    pub fn begin(def: &KafkaSink, name: &str) -> Result<(Self, Option<Cursor>), TransactionError> {
         let connection = client::connection(&def.brokers, &def.security)
             .map_err(|e| SinkError::Halted(e.to_string()))?;
         let mut config = ClientConfig::new();
@@ -120,7 +137,8 @@ impl Transactions {
             .set("transaction.timeout.ms", "60000")
             .set("compression.type", "lz4")
             .set("linger.ms", "20")
-            .set("batch.size", "1000000")
+            // The broker compares batches with the limit of the topic, and refuses all of one.
+            .set("batch.size", "131072")
             .set("message.max.bytes", (4 << 20).to_string())
             .set("queue.buffering.max.kbytes", (16 << 10).to_string())
             .create_with_context(reports.clone())
@@ -142,15 +160,15 @@ impl Transactions {
     }
 
     /// Begins a transaction.
-    pub fn start(&mut self) -> Result<(), SinkError> {
+    pub fn start(&mut self) -> Result<(), TransactionError> {
         *lock_of(&self.reports.0) = Reports::default();
         self.producer.begin_transaction().map_err(|e| of_kafka(&e))
     }
 
     /// Hands a message over; returns the reason if it is refused for good.
-    pub fn send(&mut self, message: &Message<'_>) -> Result<Option<String>, SinkError> {
+    pub fn send(&mut self, message: &Message<'_>) -> Result<Option<String>, TransactionError> {
         let deadline = Instant::now() + QUEUE_TIMEOUT;
-        let mut record: BaseRecord<'_, str, [u8], Box<(i64, usize)>> =
+        let mut record: BaseRecord<'_, str, [u8], Box<MessageId>> =
             BaseRecord::with_opaque_to(&self.topic, Box::new(message.id));
         record.key = message.key;
         record.payload = message.value;
@@ -183,17 +201,20 @@ impl Transactions {
             refused,
             first_error,
         } = std::mem::take(&mut *lock_of(&self.reports.0));
-        let failed = |error| Failed {
+        let failed = |error: TransactionError| Failed {
             error,
             refused: Vec::new(),
         };
         if !refused.is_empty() {
             // Part of the transaction is missing: the rest is sent again without these.
             let error = SinkError::Unavailable(refused[0].1.clone());
-            return Err(Failed { error, refused });
+            return Err(Failed {
+                error: error.into(),
+                refused,
+            });
         }
         if let Some(error) = first_error {
-            return Err(failed(SinkError::Unavailable(error)));
+            return Err(failed(SinkError::Unavailable(error).into()));
         }
         flushed
             .map_err(|e| of_kafka(&e))
@@ -201,7 +222,7 @@ impl Transactions {
             .map_err(failed)
     }
 
-    fn commit_cursor(&self, cursor: &Cursor) -> Result<(), SinkError> {
+    fn commit_cursor(&self, cursor: &Cursor) -> Result<(), TransactionError> {
         let mut offsets = TopicPartitionList::new();
         let mut cursor_offset = offsets.add_partition(&self.topic, CURSOR_PARTITION);
         let offset = Offset::Offset(i64::try_from(cursor.lsn).unwrap_or(i64::MAX));
@@ -217,7 +238,10 @@ impl Transactions {
 }
 
 /// The cursor of the group's committed offset; none if nothing was ever committed.
-fn committed_cursor(consumer: &BaseConsumer, topic: &str) -> Result<Option<Cursor>, SinkError> {
+fn committed_cursor(
+    consumer: &BaseConsumer,
+    topic: &str,
+) -> Result<Option<Cursor>, TransactionError> {
     let mut asked = TopicPartitionList::new();
     asked.add_partition(topic, CURSOR_PARTITION);
     let committed = consumer
@@ -227,24 +251,25 @@ fn committed_cursor(consumer: &BaseConsumer, topic: &str) -> Result<Option<Curso
         return Ok(None);
     };
     match found.offset() {
-        Offset::Offset(_) => serde_json::from_str(found.metadata()).map(Some).map_err(|_| {
-            SinkError::Halted(format!(
+        Offset::Offset(_) => {
+            let not_ours = format!(
                 "the group of the sink has an offset for {topic} that is not a cursor of weir; give the sink another name"
-            ))
-        }),
+            );
+            let cursor = serde_json::from_str(found.metadata());
+            Ok(Some(cursor.map_err(|_| SinkError::Halted(not_ours))?))
+        }
         _ => Ok(None),
     }
 }
 
-/// Fenced by another producer, or without permission: somebody must act. Everything else passes.
-fn of_kafka(error: &KafkaError) -> SinkError {
+/// Without permission somebody must act; everything else passes.
+fn of_kafka(error: &KafkaError) -> TransactionError {
     match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch) => {
-            SinkError::Halted(
-                "another process writes with this sink: only one may run; stop it, then `weir sinks resume NAME`"
-                    .into(),
-            )
-        }
+        Some(
+            RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::InvalidProducerEpoch,
+        ) => TransactionError::Fenced,
         Some(
             RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::GroupAuthorizationFailed
@@ -252,7 +277,8 @@ fn of_kafka(error: &KafkaError) -> SinkError {
             | RDKafkaErrorCode::ClusterAuthorizationFailed,
         ) => SinkError::Halted(format!(
             "{error}; give its user the right to write to the topic, to the transactional id and to the group"
-        )),
-        _ => SinkError::Unavailable(error.to_string()),
+        ))
+        .into(),
+        _ => SinkError::Unavailable(error.to_string()).into(),
     }
 }

@@ -226,7 +226,11 @@ impl<'a> Transaction<'a> {
         self.state.table = batch.table;
         let mut waiting = vec![batch.rows.clone()];
         while let Some(rows) = waiting.pop() {
-            if self.context.stop.is_requested() || self.state.refused.len() >= MAX_REFUSED {
+            if self.context.stop.is_requested() {
+                // The rest of the rows is not written: the cursor must not pass them.
+                return Err(SinkError::Unavailable("weir is stopping".into()).into());
+            }
+            if self.state.refused.len() >= MAX_REFUSED {
                 return Ok(());
             }
             self.savepoint("savepoint weir").await?;

@@ -131,6 +131,11 @@ pub(super) fn shown(url: &Url) -> String {
     url.to_string()
 }
 
+/// A URL as it is typed, without its parameters, which may be secrets.
+pub(super) fn without_parameters(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
+}
+
 /// The error of a source that cannot continue.
 pub(super) fn source_error(url: &str, reason: &dyn ToString) -> SourceError {
     SourceError::Http {

@@ -30,6 +30,8 @@ pub(super) struct Event<'a> {
     /// The id of the last event that had one, with which the server continues; none if it cannot be
     /// sent in a header.
     pub last_id: Option<&'a str>,
+    /// Whether it, or an event before it, set an id, also an empty one.
+    pub has_ids: bool,
 }
 
 /// Reads events from chunks.
@@ -44,6 +46,8 @@ pub(super) struct EventParser {
     data_length: u64,
     has_data: bool,
     last_id: Option<String>,
+    /// Whether an event had an id, also an empty one.
+    has_ids: bool,
     /// The id of the current event, which counts once the event ends.
     next_id: Option<Option<String>>,
     retry: Option<Duration>,
@@ -67,6 +71,7 @@ impl EventParser {
             data_length: 0,
             has_data: false,
             last_id: None,
+            has_ids: false,
             next_id: None,
             retry: None,
         }
@@ -176,6 +181,7 @@ impl EventParser {
 
     fn end_event(&mut self, visit: &mut dyn FnMut(Event<'_>)) {
         if let Some(id) = self.next_id.take() {
+            self.has_ids = true;
             self.last_id = id;
         }
         if std::mem::take(&mut self.has_data) {
@@ -183,6 +189,7 @@ impl EventParser {
                 data: &self.data,
                 length: self.data_length,
                 last_id: self.last_id.as_deref(),
+                has_ids: self.has_ids,
             });
         }
         self.data.clear();

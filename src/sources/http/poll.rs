@@ -12,12 +12,14 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use tokio::time::{Instant, timeout};
 
-use super::client::{Backoff, HttpError, Requester, Waited, check, shown, source_error, wait};
+use super::client::{
+    Backoff, HttpError, Requester, Waited, check, shown, source_error, wait, without_parameters,
+};
 use super::pages::{self, PageError};
 use super::{each_record, seen::Seen};
 use crate::clock::Clock;
-use crate::config::HttpPollDef;
 use crate::config::units::Size;
+use crate::config::{HttpPollDef, NextPage};
 use crate::event::SourceState;
 use crate::ingest::{IngestError, Submission};
 use crate::operators::Tick;
@@ -42,8 +44,9 @@ pub(crate) fn run(
     def: &HttpPollDef,
     clock: &dyn Clock,
 ) -> Result<(), SourceError> {
-    let runtime = super::runtime(&def.request.url)?;
-    let requester = Requester::new(&def.request).map_err(|e| source_error(&def.request.url, &e))?;
+    let url = without_parameters(&def.request.url);
+    let runtime = super::runtime(url)?;
+    let requester = Requester::new(&def.request).map_err(|e| source_error(url, &e))?;
     let url = shown(&requester.url);
     let mut poller = Poller {
         context,
@@ -214,7 +217,8 @@ struct KnownPage {
 
 /// An answer.
 enum Page {
-    Unchanged,
+    /// With the answer's headers: a server may link to a page that is new.
+    Unchanged(Box<HeaderMap>),
     Empty,
     Changed(Box<ChangedPage>),
 }
@@ -246,8 +250,10 @@ impl Poller<'_> {
         let read = self.read_pages(&mut summary, &mut visited).await;
         self.known.retain(|url, _| visited.contains(url));
         read?;
-        let heard_until = self.heard_until.replace(started);
-        if let Some(before) = heard_until.filter(|_| summary.new == 0) {
+        // With pages left, the server may have more that is new.
+        let until = (!summary.has_more).then_some(started);
+        let heard_until = std::mem::replace(&mut self.heard_until, until);
+        if let Some(before) = heard_until.filter(|_| summary.new == 0 && !summary.has_more) {
             self.tick(started - before);
         }
         Ok(summary)
@@ -295,7 +301,7 @@ impl Poller<'_> {
             body,
         } = match page {
             Page::Empty => return Ok(None),
-            Page::Unchanged => return Ok(self.known.get(url).and_then(|page| page.next.clone())),
+            Page::Unchanged(headers) => return self.next_of_unchanged(url, &headers),
             Page::Changed(page) => *page,
         };
         let links = headers.get_all(header::LINK);
@@ -312,6 +318,25 @@ impl Poller<'_> {
         Ok(next)
     }
 
+    /// Where the page after an unchanged one is: its content is as it was, and its links may not be.
+    fn next_of_unchanged(
+        &mut self,
+        url: &Url,
+        headers: &HeaderMap,
+    ) -> Result<Option<Url>, PollError> {
+        let Some(known) = self.known.get_mut(url) else {
+            return Ok(None);
+        };
+        if let NextPage::Link = self.def.next
+            && headers.contains_key(header::LINK)
+        {
+            let links = headers.get_all(header::LINK);
+            let links = links.iter().filter_map(|link| link.to_str().ok());
+            known.next = pages::after(&self.def.next, &self.requester.url, url, links, b"")?;
+        }
+        Ok(known.next.clone())
+    }
+
     async fn fetch(&self, url: &Url) -> Result<Page, PageFailure> {
         let mut request = self.requester.get(url, ACCEPT)?;
         let known = self.known.get(url);
@@ -326,7 +351,10 @@ impl Poller<'_> {
             .map_err(|_| HttpError::NoAnswer)?
             .map_err(HttpError::from)?;
         match response.status() {
-            StatusCode::NOT_MODIFIED if known.is_some() => return Ok(Page::Unchanged),
+            StatusCode::NOT_MODIFIED if known.is_some() => {
+                let headers = std::mem::take(response.headers_mut());
+                return Ok(Page::Unchanged(Box::new(headers)));
+            }
             StatusCode::NO_CONTENT => return Ok(Page::Empty),
             _ => check(&response, self.clock.now())?,
         }

@@ -17,7 +17,9 @@ use reqwest::{Response, StatusCode};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::body::Body;
-use super::client::{Backoff, HttpError, Requester, Waited, check, shown, source_error, wait};
+use super::client::{
+    Backoff, HttpError, Requester, Waited, check, shown, source_error, wait, without_parameters,
+};
 use super::each_record;
 use super::events::Event;
 use crate::clock::Clock;
@@ -45,8 +47,9 @@ pub(crate) fn run(
     def: &HttpStreamDef,
     clock: &dyn Clock,
 ) -> Result<(), SourceError> {
-    let runtime = super::runtime(&def.request.url)?;
-    let requester = Requester::new(&def.request).map_err(|e| source_error(&def.request.url, &e))?;
+    let url = without_parameters(&def.request.url);
+    let runtime = super::runtime(url)?;
+    let requester = Requester::new(&def.request).map_err(|e| source_error(url, &e))?;
     let url = shown(&requester.url);
     let mut session = Session::resume(context);
     let mut backoff = Backoff::new();
@@ -358,7 +361,8 @@ impl<'a> Listener<'a> {
     }
 
     fn add_event(&mut self, event: Event<'_>) -> Result<(), SourceError> {
-        if self.session.last_id.as_deref() != event.last_id {
+        // Until the server has sent an id on this connection, the last one of before counts.
+        if event.has_ids && self.session.last_id.as_deref() != event.last_id {
             self.session.last_id = event.last_id.map(str::to_owned);
         }
         let unconfirmed = self.unconfirmed.take();

@@ -35,7 +35,9 @@ impl Source<'_> {
                 let partition = self.partitions.get_mut(id);
                 partition.is_led = known.is_led;
                 partition.high = known.high.or(partition.high);
-                if partition.is_assigned {
+                // It may date from before the assignment, which a bounded run, which asks itself,
+                // would take for the end.
+                if partition.is_assigned && !self.context.once {
                     partition.passed = known.passed.unwrap_or(partition.passed);
                 }
                 if is_overdue && known.committed != partition.committed {

@@ -496,12 +496,13 @@ impl View for LakeView {
         }
         self.merge = None;
         let committed = self.table.reload_committed()?;
-        self.table.clear_unflushed();
         self.applied = committed;
+        // Before the rows are gone: a reader must not take the table for further than it is.
+        self.table.set_applied(self.applied());
+        self.table.clear_unflushed();
         self.unflushed = PerClass::default();
         (self.uncompacted_rows, self.compact_at_rows) = (0, 0);
         self.update_pool();
-        self.table.set_applied(self.applied());
         Ok(())
     }
 }

@@ -15,10 +15,13 @@ use tokio::sync::Notify;
 use self::http::{Client, Fetched};
 use super::super::SourceError;
 use crate::avro::DatumReader;
+use crate::bounds;
 use crate::config::RegistryDef;
 use crate::threads::OnEnd;
 
 /// Schemas that are remembered, and the bytes of their texts; the oldest make room for new ones.
+/// Bytes of a reason that are kept.
+const MAX_REASON_BYTES: usize = 512;
 const MAX_SCHEMAS: usize = 1_000;
 const MAX_SCHEMA_BYTES: usize = 32 << 20;
 /// Ids that are asked for at the same time; a partition beyond them asks again.
@@ -246,6 +249,8 @@ impl Registry {
                 state.insert(id, Entry::new(Ok(Arc::new(reader)), bytes));
             }
             Fetched::Refused(reason) => {
+                // It may repeat what the schema says.
+                let reason = bounds::truncate(&reason, MAX_REASON_BYTES).into_owned();
                 tracing::warn!(
                     url,
                     id,
