@@ -139,7 +139,7 @@ impl Worker {
         let state = match context.folder.load()? {
             Some(state) => state,
             None => {
-                let state = first_state(sink, log, handles.progress.synced_lsn());
+                let state = first_state(sink, log, context.log_end);
                 context.folder.store(&state)?;
                 state
             }
