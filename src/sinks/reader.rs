@@ -27,7 +27,7 @@ use crate::views::lake::scan_by_lsn::{LsnOrderedRows, RangeLimits};
 
 /// Rows of one delivery of one table: LSNs at first and at most, and the bytes to aim at.
 const LIMITS: RangeLimits = RangeLimits {
-    first: 64,
+    first: 4 << 10,
     max: 32 << 10,
     bytes: 8 << 20,
 };
