@@ -31,7 +31,7 @@ pub fn row_bytes(batch: &RecordBatch) -> usize {
 pub struct Packer(zstd::bulk::Compressor<'static>);
 
 impl Packer {
-    /// Fails if there is no memory for the context.
+    /// Fails if memory for the context cannot be allocated.
     pub fn new() -> io::Result<Self> {
         Ok(Self(zstd::bulk::Compressor::new(ZSTD_LEVEL)?))
     }
