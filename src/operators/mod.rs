@@ -36,11 +36,11 @@ mod values;
 mod watermark;
 mod windows;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
+use arrow::array::RecordBatch;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -545,47 +545,6 @@ impl Operators {
         if let Some(line) = partition.observe(frame) {
             self.retried
                 .record_completed(line.dead_letters, line.record);
-        }
-    }
-
-    /// A retry's rows without those whose dead letter has come back already: by another retry, or
-    /// twice in this one.
-    fn without_retried(&self, frame: &Frame, decoded: &Decoded) -> Decoded {
-        let dead = |index: u32| frame.attributes.retry_of.get(index as usize).copied();
-        let may_come_back = |dead| self.retried.may_come_back(dead, self.pinned_from);
-        let mut seen = BTreeSet::new();
-        let keep: Vec<bool> = decoded
-            .index
-            .iter()
-            .map(|index| dead(*index).is_some_and(|dead| may_come_back(dead) && seen.insert(dead)))
-            .collect();
-        let index = decoded
-            .index
-            .iter()
-            .zip(&keep)
-            .filter_map(|(index, keep)| keep.then_some(*index))
-            .collect();
-        let rows = arrow::compute::filter_record_batch(&decoded.rows, &BooleanArray::from(keep));
-        let rows = rows.expect("the mask has one value per row");
-        Decoded {
-            rows,
-            index,
-            rejected: decoded.rejected.clone(),
-            drift: Vec::new(),
-        }
-    }
-
-    /// Records which event each dead letter became.
-    fn record_retried(&mut self, frame: &Frame, output: &Output) {
-        let first = frame.header.first_lsn;
-        for lsn in output.rows.iter().flat_map(|rows| rows.lsns()) {
-            if let Some(dead) = frame
-                .attributes
-                .retry_of
-                .get((*lsn as Lsn - first) as usize)
-            {
-                self.retried.record(*dead, *lsn as Lsn);
-            }
         }
     }
 

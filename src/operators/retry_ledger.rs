@@ -12,9 +12,14 @@
 //!                      not 9: it was accepted at once
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use arrow::array::BooleanArray;
+
+use super::{Operators, Output};
+use crate::decode::Decoded;
 use crate::event::Lsn;
+use crate::wal::Frame;
 
 /// Dead letters remembered as retried; the newest. A retry of more is refused.
 pub(crate) const MAX_RETRIED: usize = 100_000;
@@ -73,6 +78,49 @@ impl RetryLedger {
         // It may have been rejected longer ago than is remembered.
         let oldest = self.records.first_key_value();
         self.records.len() >= MAX_RETRIED && oldest.is_some_and(|(oldest, _)| dead < *oldest)
+    }
+}
+
+impl Operators {
+    /// A retry's rows without those whose dead letter has come back already: by another retry, or
+    /// twice in this one.
+    pub(super) fn without_retried(&self, frame: &Frame, decoded: &Decoded) -> Decoded {
+        let dead = |index: u32| frame.attributes.retry_of.get(index as usize).copied();
+        let may_come_back = |dead| self.retried.may_come_back(dead, self.pinned_from);
+        let mut seen = BTreeSet::new();
+        let keep: Vec<bool> = decoded
+            .index
+            .iter()
+            .map(|index| dead(*index).is_some_and(|dead| may_come_back(dead) && seen.insert(dead)))
+            .collect();
+        let index = decoded
+            .index
+            .iter()
+            .zip(&keep)
+            .filter_map(|(index, keep)| keep.then_some(*index))
+            .collect();
+        let rows = arrow::compute::filter_record_batch(&decoded.rows, &BooleanArray::from(keep));
+        let rows = rows.expect("the mask has one value per row");
+        Decoded {
+            rows,
+            index,
+            rejected: decoded.rejected.clone(),
+            drift: Vec::new(),
+        }
+    }
+
+    /// Records which event each dead letter became.
+    pub(super) fn record_retried(&mut self, frame: &Frame, output: &Output) {
+        let first = frame.header.first_lsn;
+        for lsn in output.rows.iter().flat_map(|rows| rows.lsns()) {
+            if let Some(dead) = frame
+                .attributes
+                .retry_of
+                .get((*lsn as Lsn - first) as usize)
+            {
+                self.retried.record(*dead, *lsn as Lsn);
+            }
+        }
     }
 }
 
