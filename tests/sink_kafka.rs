@@ -212,3 +212,36 @@ fn a_run_whose_sink_is_late_fails_with_everything_committed() {
         "{message}"
     );
 }
+
+#[test]
+fn a_sink_that_lacks_what_retention_removed_halts_until_it_is_reset() {
+    let cluster = Cluster::new();
+    let stream = "[streams.events]\nschema = \"id bigint not null, at bigint not null\"\nselect = \"select to_timestamp_millis(at) as event_time, id from events\"\nretention = \"2h\"\n";
+    let folder = TestFolder::new("");
+    let sink = cluster.sink("events", "");
+    folder.configure(&format!("{sink}{}{stream}", file_source("events")));
+    let minutes = |count: u64| -> Vec<Value> {
+        let event = |id| serde_json::json!({"id": id, "at": 1_465_520_400_000_u64 + id * 60_000});
+        (0..count).map(event).collect()
+    };
+    folder.write("events.ndjson", &ndjson(&minutes(60)));
+    folder.run_once();
+    folder.succeed(&["sinks", "pause", "out"]);
+    // The second run removes the hours that the first one has made too old.
+    folder.write("events.ndjson", &ndjson(&minutes(900)));
+    folder.run_once();
+    folder.run_once();
+    let rows = folder.number("select count(*) from events");
+    assert!(rows < 300, "{rows} rows");
+    folder.succeed(&["sinks", "resume", "out"]);
+    let message = folder.fail(&["run", "--once", "--sinks-timeout", "20s"], 1);
+    assert!(
+        message.contains("rows have left the table by its retention"),
+        "{message}"
+    );
+    assert_eq!(cluster.messages().len(), 60);
+    folder.succeed(&["sinks", "reset", "out", "--from", "earliest"]);
+    folder.run_once();
+    folder.run_once();
+    assert_eq!(cluster.messages().len() as u64, 60 + rows);
+}

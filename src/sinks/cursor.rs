@@ -82,6 +82,10 @@ pub struct SinkState {
     /// The target has rows of records that the log did not have: until the sink is reset.
     #[serde(default)]
     pub must_reset: bool,
+    /// What retention had removed of each table when the sink began or was reset, by the last
+    /// record; none until it is known.
+    #[serde(default)]
+    pub known_dropped: Option<Vec<Lsn>>,
     /// Rows of its tables below these times had left when the cursor was stored.
     #[serde(default)]
     pub floors: Vec<Option<Micros>>,
@@ -95,6 +99,7 @@ impl SinkState {
             cursor,
             is_paused: false,
             must_reset: false,
+            known_dropped: None,
             floors: Vec::new(),
         }
     }

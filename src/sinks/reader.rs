@@ -22,6 +22,7 @@ use super::table::SinkTable;
 use crate::event::{Lsn, Micros};
 use crate::sources::Stop;
 use crate::views::lake::LakeError;
+use crate::views::lake::TableState;
 use crate::views::lake::entities::changes::ChangedRows;
 use crate::views::lake::scan_by_lsn::{LsnOrderedRows, RangeLimits};
 
@@ -128,53 +129,38 @@ pub struct Reader {
     order: Vec<usize>,
     /// The size of the next range, which follows from the one before.
     range: u64,
-    /// What retention had removed of each table when the sink was reset.
-    known_dropped: Vec<Lsn>,
 }
 
 impl Reader {
     /// Of these tables; `order` has the indexes of all of them.
     pub fn new(tables: Vec<SinkTable>, order: Vec<usize>) -> Self {
         Self {
-            known_dropped: vec![0; tables.len()],
             tables,
             order,
             range: LIMITS.first,
         }
     }
 
-    /// After a reset: what retention removed before is not missed.
-    pub fn forget_dropped(&mut self) {
+    /// What retention has removed of each table, by the last record.
+    pub fn dropped(&self) -> Vec<Lsn> {
         let dropped = self.tables.iter().map(|table| table.table.dropped_lsn());
-        self.known_dropped = dropped.collect();
-    }
-
-    /// Whether retention has removed rows that were not read.
-    fn has_lost_rows(&self, cursor: &Cursor) -> bool {
-        let mut tables = self.tables.iter().zip(&self.known_dropped);
-        tables.any(|(table, known)| {
-            let dropped = table.table.dropped_lsn();
-            !table.is_entity() && dropped > *known && dropped > cursor.lsn
-        })
+        dropped.collect()
     }
 
     /// What comes after a cursor; `None` if nothing does yet.
     pub fn next_delivery(
         &mut self,
         cursor: &Cursor,
-        floors: &[Option<Micros>],
+        left: &Left<'_>,
         stop: &Stop,
     ) -> Result<Option<Delivery>, SinkError> {
-        if self.has_lost_rows(cursor) {
-            return Err(SinkError::left_by_retention());
-        }
         match self.tables.as_slice() {
             [table] if table.is_entity() => next_changed(table, cursor),
             [table] => {
                 let table = table.clone();
-                self.next_range(&table, cursor, floors)
+                self.next_range(&table, cursor, left)
             }
-            _ => self.next_of_all(cursor, floors, stop),
+            _ => self.next_of_all(cursor, left, stop),
         }
     }
 
@@ -182,19 +168,20 @@ impl Reader {
         &mut self,
         table: &SinkTable,
         cursor: &Cursor,
-        floors: &[Option<Micros>],
+        left: &Left<'_>,
     ) -> Result<Option<Delivery>, SinkError> {
         let state = table.table.snapshot();
         if state.applied <= cursor.lsn {
             return Ok(None);
         }
+        left.check(0, &state, cursor)?;
         let limits = RangeLimits {
             first: self.range,
             ..LIMITS
         };
         let lsns = (cursor.lsn, state.applied);
         let mut rows = LsnOrderedRows::of_snapshot(&table.table, &state, lsns, limits)?;
-        let next = next_by_lsn(&mut rows, known_floor(floors, 0))?;
+        let next = next_by_lsn(&mut rows, left.floor(0))?;
         self.range = rows.range();
         Ok(Some(Delivery {
             parts: next.map(|rows| (0, Part::Rows(rows))).into_iter().collect(),
@@ -211,7 +198,7 @@ impl Reader {
     fn next_of_all(
         &self,
         cursor: &Cursor,
-        floors: &[Option<Micros>],
+        left: &Left<'_>,
         stop: &Stop,
     ) -> Result<Option<Delivery>, SinkError> {
         let (mut parts, mut floors_now) = (VecDeque::new(), vec![None; self.tables.len()]);
@@ -230,9 +217,10 @@ impl Reader {
                 let lsns = (cursor.lsn, Lsn::MAX);
                 Part::Changed(ChangedRows::of_snapshot(&table.table, &state, lsns, 0)?)
             } else {
+                left.check(*at, &state, cursor)?;
                 let lsns = (cursor.lsn, to);
                 let rows = LsnOrderedRows::of_snapshot(&table.table, &state, lsns, LIMITS)?;
-                Part::ByLsn(rows, known_floor(floors, *at))
+                Part::ByLsn(rows, left.floor(*at))
             };
             // What others refer to is written first.
             parts.push_front((*at, part));
@@ -251,8 +239,27 @@ impl Reader {
     }
 }
 
-fn known_floor(floors: &[Option<Micros>], table: usize) -> KnownFloor {
-    floors.get(table).copied()
+/// What had left the tables when the cursor was stored: the rest of what is gone is lost to the sink.
+pub struct Left<'a> {
+    /// The last record of which retention had removed a row, when the sink began or was reset.
+    pub dropped: &'a [Lsn],
+    /// Rows below these times were hidden.
+    pub floors: &'a [Option<Micros>],
+}
+
+impl Left<'_> {
+    fn floor(&self, table: usize) -> KnownFloor {
+        self.floors.get(table).copied()
+    }
+
+    /// Refuses to continue where retention has removed rows above the cursor since.
+    fn check(&self, table: usize, state: &TableState, cursor: &Cursor) -> Result<(), SinkError> {
+        let known = self.dropped.get(table).copied().unwrap_or_default();
+        if state.dropped_lsn > known.max(cursor.lsn) {
+            return Err(SinkError::left_by_retention());
+        }
+        Ok(())
+    }
 }
 
 /// Waits until the view of a table has applied a record.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::command::{self, Command, CommandError, Control};
 use super::cursor::{Cursor, SinkState, StateFolder};
 use super::dead_letters::DeadLetters;
-use super::reader::{Delivery, Reader};
+use super::reader::{Delivery, Left, Reader};
 use super::table::SinkTable;
 use super::{SinkError, Target, TargetContext, lock};
 use crate::clock::Clock;
@@ -136,14 +136,13 @@ impl Worker {
             |name: &String| SinkError::Halted(format!("the table `{name}` does not exist"));
         let find = |name: &String| SinkTable::find(handles, name).ok_or_else(|| missing(name));
         let tables: Vec<SinkTable> = sink.from.iter().map(find).collect::<Result<_, _>>()?;
-        let state = match context.folder.load()? {
-            Some(state) => state,
-            None => {
-                let state = first_state(sink, log, context.log_end);
-                context.folder.store(&state)?;
-                state
-            }
-        };
+        let stored = context.folder.load()?;
+        let mut state = stored.unwrap_or_else(|| first_state(sink, log, context.log_end));
+        // Stored before the target answers: what retention removes from now on is missed.
+        state
+            .known_dropped
+            .get_or_insert_with(|| tables.iter().map(|t| t.table.dropped_lsn()).collect());
+        context.folder.store(&state)?;
         let dead_letters = DeadLetters::open(context.folder.clone(), context.health.clone())?;
         let target = super::target(
             &sink.kind,
@@ -256,9 +255,12 @@ impl Worker {
             self.is_open = true;
             self.first_end = None;
         }
-        let (cursor, floors) = (&self.state.cursor, &self.state.floors);
-        let stop = &self.context.stop;
-        let Some(mut delivery) = self.reader.next_delivery(cursor, floors, stop)? else {
+        let left = Left {
+            dropped: self.state.known_dropped.as_deref().unwrap_or_default(),
+            floors: &self.state.floors,
+        };
+        let (cursor, stop) = (&self.state.cursor, &self.context.stop);
+        let Some(mut delivery) = self.reader.next_delivery(cursor, &left, stop)? else {
             return Ok(false);
         };
         if !delivery.is_empty() {
@@ -310,7 +312,10 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) -> Result<(), CommandError> {
         let end = self.context.handles.progress.synced_lsn();
-        let state = command::apply(&self.state, command, self.context.log, end)?;
+        let mut state = command::apply(&self.state, command, self.context.log, end)?;
+        state
+            .known_dropped
+            .get_or_insert_with(|| self.reader.dropped());
         if let Command::Resume {
             discard_dead_letters: true,
         } = command
@@ -318,7 +323,6 @@ impl Worker {
             DeadLetters::discard_in(&self.context.folder, &self.context.health)?;
         }
         if let Command::Reset(_) = command {
-            self.reader.forget_dropped();
             self.first_end = None;
         }
         // A cursor of an older epoch in the target no longer counts.

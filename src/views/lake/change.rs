@@ -20,6 +20,8 @@ pub struct Change {
     pub levels: Option<Vec<Level>>,
     /// The record as of which its files are then; without levels it is the checkpoint.
     pub files_lsn: Option<Lsn>,
+    /// Where retention removes the files: the last record of which it has removed a row then.
+    pub dropped_lsn: Option<Lsn>,
     /// Rows change; false for a merge, which only moves them.
     pub data_change: bool,
     /// The new columns and layout of the table, if they change: those of the files that are added.

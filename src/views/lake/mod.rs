@@ -52,7 +52,7 @@ pub use error::LakeError;
 use memtable::UnflushedRows;
 pub use row_class::{PerClass, RowClass};
 pub use spec::TableSpec;
-pub use table::LakeTable;
+pub use table::{LakeTable, TableState};
 pub use view::{CommitPolicy, LakeView, Pool};
 
 /// Unflushed rows in the table's own schema, or in the full one with its partition columns.

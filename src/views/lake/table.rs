@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use arrow::array::RecordBatch;
@@ -46,6 +46,8 @@ pub struct TableState {
     sealed: PerClass<usize>,
     /// Everything up to here is in files or unflushed rows.
     pub applied: Lsn,
+    /// The last record of which retention has removed a row.
+    pub dropped_lsn: Lsn,
     /// Rows below this time are no longer part of the table.
     floor: Option<Micros>,
     /// Likewise, by time of arrival; it may go back, unlike the other.
@@ -72,8 +74,6 @@ pub struct LakeTable {
     pub(super) sizes: Sizes,
     /// Of an entity table: its view merges all levels when it ends.
     merge_all_on_close: AtomicBool,
-    /// The last record of which retention has removed a row since the table was opened.
-    dropped_lsn: AtomicU64,
     delta: Mutex<Delta>,
     state: RwLock<TableState>,
     runtime: tokio::runtime::Handle,
@@ -86,6 +86,8 @@ struct AppIds {
     classes: PerClass<String>,
     /// Of an entity table: that of its files alone, for outside readers.
     files: Option<String>,
+    /// That of the last record of which retention has removed a row.
+    dropped: String,
 }
 
 impl AppIds {
@@ -100,10 +102,12 @@ impl AppIds {
                     late,
                 },
                 files: Some(recent),
+                dropped: app_id("dropped"),
             },
             _ => Self {
                 classes: PerClass { recent, late },
                 files: None,
+                dropped: app_id("dropped"),
             },
         }
     }
@@ -132,6 +136,7 @@ struct TableVersion {
     levels: Arc<Vec<Level>>,
     committed: PerClass<Option<Lsn>>,
     files_lsn: Option<Lsn>,
+    dropped_lsn: Lsn,
 }
 
 impl TableVersion {
@@ -161,6 +166,7 @@ impl TableVersion {
                 .map(checkpoint)
                 .transpose()?
                 .flatten(),
+            dropped_lsn: checkpoint(&app_ids.dropped)?.unwrap_or_default(),
             files: Arc::new(read_files(spec, table).in_folder(&spec.root)?),
             levels: Arc::new(read_levels(spec, table)?),
         })
@@ -225,6 +231,7 @@ impl LakeTable {
                 checkpoints,
                 levels,
                 files_lsn,
+                dropped_lsn: None,
                 data_change: true,
                 new_spec,
             },
@@ -296,6 +303,7 @@ impl LakeTable {
         let state = TableState {
             files: version.files,
             levels: version.levels,
+            dropped_lsn: version.dropped_lsn,
             ..TableState::default()
         };
         let delta = Delta {
@@ -314,7 +322,6 @@ impl LakeTable {
             app_ids,
             sizes: Sizes::default(),
             merge_all_on_close: false.into(),
-            dropped_lsn: 0.into(),
             delta: Mutex::new(delta),
             state: RwLock::new(state),
             runtime,
@@ -555,6 +562,9 @@ impl LakeTable {
         if let Some(levels) = &change.levels {
             state.levels = Arc::new(levels.clone());
         }
+        state.dropped_lsn = state
+            .dropped_lsn
+            .max(change.dropped_lsn.unwrap_or_default());
         for (class, parts) in flushed {
             state.sealed[*class] = 0;
             drop(state.unflushed[*class].drain(..*parts));
@@ -611,6 +621,8 @@ impl LakeTable {
                 .zip(files_lsn)
                 .map(|(app, lsn)| Transaction::new(app, lsn as i64)),
         );
+        let dropped = change.dropped_lsn;
+        transactions.extend(dropped.map(|lsn| Transaction::new(&self.app_ids.dropped, lsn as i64)));
         if !change.remove.is_empty() {
             transactions.push(Transaction::new("__maint__", log.version() as i64 + 1));
         }
@@ -709,6 +721,7 @@ impl LakeTable {
         committed.late = version.committed.late.unwrap_or(committed.late);
         delta.files_lsn = version.files_lsn.unwrap_or(delta.files_lsn);
         delta.needs_reload = false;
+        self.write().dropped_lsn = version.dropped_lsn;
         let unresolved_files = std::mem::take(&mut delta.unresolved_files);
         let named: HashSet<&str> = files
             .iter()
@@ -746,20 +759,19 @@ impl LakeTable {
             self.commit(
                 &Change {
                     remove,
+                    dropped_lsn: dropped.max(Some(self.dropped_lsn())),
                     data_change: true,
                     ..Change::default()
                 },
                 &[],
             )?;
         }
-        self.dropped_lsn
-            .fetch_max(dropped.unwrap_or_default(), Ordering::Relaxed);
         Ok(files)
     }
 
-    /// The last record of which retention has removed a row since the table was opened.
+    /// The last record of which retention has removed a row.
     pub fn dropped_lsn(&self) -> Lsn {
-        self.dropped_lsn.load(Ordering::Relaxed)
+        self.read().dropped_lsn
     }
 
     /// Names of the Delta log's files, and the data files that they name, as of one moment.
