@@ -407,6 +407,8 @@ impl OperatorStage {
     ) -> Result<(), RuntimeError> {
         self.progress.set_operators(&self.operators());
         if self.replay(end)? {
+            // Of the run before: views commit after its last snapshot, and a short run has no other.
+            self.trim()?;
             let _ = ready.send(self.resume_point());
             self.apply_committed(committed)?;
         }

@@ -230,7 +230,7 @@ impl ViewBuild {
         let first = lsn_sequence(self.manifest.first_intact);
         let rows = self.stream().map_or("dead letters", |stream| &stream.name);
         let mut notice = format!(
-            "{view}: `raw` begins with record {first}; what came before is taken from the rows of {rows}"
+            "{view}: the records before {first} are gone; the rows of {rows} are used instead"
         );
         let since = self.manifest.complete_since;
         if let Some(since) = since.filter(|_| self.derived_table().is_some()) {
