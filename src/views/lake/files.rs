@@ -21,6 +21,7 @@ use parquet::schema::types::ColumnPath;
 
 use super::checked::{BlockChecksums, CheckedFile, ChecksumWriter};
 use super::error::AtPath;
+use super::footers::rows_at_once;
 use super::{LakeError, RowClass, TableSpec, entities};
 use crate::event::{Lsn, Micros, bucket, lsn_sequence};
 use crate::schema::Layout;
@@ -421,13 +422,16 @@ impl FileWriter {
     }
 }
 
+/// Some rows of a file, or why they cannot be read.
+type ReadRows = Result<RecordBatch, LakeError>;
+
 /// The rows of a file that have these LSNs, in the table's columns.
 pub fn read(
     spec: &TableSpec,
     file: &FileEntry,
     lsns: RangeInclusive<Lsn>,
 ) -> Result<Vec<RecordBatch>, LakeError> {
-    read_groups(spec, file, None, lsns)
+    read_in_parts(spec, file, None, lsns)?.collect()
 }
 
 /// Likewise of some row groups.
@@ -437,6 +441,16 @@ pub(super) fn read_groups(
     groups: Option<Vec<usize>>,
     lsns: RangeInclusive<Lsn>,
 ) -> Result<Vec<RecordBatch>, LakeError> {
+    read_in_parts(spec, file, groups, lsns)?.collect()
+}
+
+/// Likewise a few megabytes at a time.
+pub(super) fn read_in_parts<'a>(
+    spec: &'a TableSpec,
+    file: &FileEntry,
+    groups: Option<Vec<usize>>,
+    lsns: RangeInclusive<Lsn>,
+) -> Result<impl Iterator<Item = ReadRows> + use<'a>, LakeError> {
     let path = spec.root.join(&file.path);
     let opened = CheckedFile::new(spec, file).open()?;
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).at(&path)?;
@@ -449,7 +463,8 @@ pub(super) fn read_groups(
         .filter(|(_, field)| is_wanted(field.name()));
     let roots: Vec<usize> = roots.map(|(at, _)| at).collect();
     let wanted = ProjectionMask::roots(builder.parquet_schema(), roots);
-    builder = builder.with_projection(wanted);
+    let rows = rows_at_once(builder.metadata());
+    builder = builder.with_projection(wanted).with_batch_size(rows);
     if let Some(groups) = groups {
         builder = builder.with_row_groups(groups);
     }
@@ -466,11 +481,10 @@ pub(super) fn read_groups(
         ))]));
     }
     let reader = builder.build().at(&path)?;
-    let rows = reader.map(|batch| {
+    Ok(reader.map(move |batch| {
         let batch = batch.at(&path)?;
         in_columns_of(spec, &batch).at(&path)
-    });
-    rows.collect()
+    }))
 }
 
 /// Rows of an older file in the table's columns; those that were added since are null.

@@ -31,6 +31,9 @@ use super::checked::CheckedFile;
 
 /// Bytes of a page's header that are read at once.
 const HEADER_BYTES: usize = 256;
+/// Decompressed bytes of the rows that are read at once, approximately, and their number.
+const READ_BYTES: u64 = 8 << 20;
+const MAX_READ_ROWS: u64 = 4_096;
 
 /// A cache of footers; evicts the least recently used.
 #[derive(Debug)]
@@ -196,6 +199,11 @@ pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
         columns.sum::<u64>()
     });
     groups.max().unwrap_or(1)
+}
+
+/// How many rows of a file are read at once.
+pub fn rows_at_once(metadata: &ParquetMetaData) -> usize {
+    (READ_BYTES / widest_row(metadata)).clamp(1, MAX_READ_ROWS) as usize
 }
 
 /// A file of the lake that is read in parts, each verified first.

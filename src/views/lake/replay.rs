@@ -15,15 +15,12 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use super::checked::CheckedFile;
 use super::error::AtPath;
 use super::files::FileEntry;
-use super::footers::widest_row;
+use super::footers::rows_at_once;
 use super::row_attributes::ReadAttributes;
 use super::{LakeError, TableSpec};
 use crate::event::Lsn;
 use crate::wal::{Frame, FrameAttributes, Header, Kind, RecordsBuilder};
 
-/// Decompressed bytes read at once, approximately, and rows.
-const READ_BYTES: u64 = 8 << 20;
-const MAX_READ_ROWS: u64 = 4_096;
 /// Bytes of frames that wait for earlier ones.
 const MAX_PENDING_BYTES: usize = 128 << 20;
 
@@ -201,8 +198,7 @@ impl RawFrames {
             let path = self.spec.root.join(&file.path);
             let opened = CheckedFile::new(&self.spec, &file).open()?;
             let builder = ParquetRecordBatchReaderBuilder::try_new(opened).at(&path)?;
-            let rows =
-                (READ_BYTES / widest_row(builder.metadata())).clamp(1, MAX_READ_ROWS) as usize;
+            let rows = rows_at_once(builder.metadata());
             self.open = Some(builder.with_batch_size(rows).build().at(&path)?);
         }
         match self.open.as_mut().and_then(Iterator::next) {

@@ -4,7 +4,7 @@
 use arrow::array::{Array, BooleanArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
 
-use super::files::{FileEntry, read, times};
+use super::files::{FileEntry, read_in_parts, times};
 use super::table::TableState;
 use super::{LakeError, LakeTable, TableSpec};
 use crate::event::{Lsn, Micros};
@@ -16,6 +16,8 @@ const MAX_RANGE: u64 = 4 << 10;
 /// Target for the bytes of their rows. The size of a range follows from the one before, at most
 /// doubled.
 const RANGE_BYTES: u64 = 16 << 20;
+/// How many times the target the rows may have; a single record's may have more.
+const MAX_OVER_TARGET: u64 = 2;
 
 /// How many rows are read at once.
 #[derive(Debug, Clone, Copy)]
@@ -107,22 +109,27 @@ impl LsnOrderedRows {
                 self.after = self.to;
                 return Ok(None);
             };
-            let last = first.saturating_add(self.range - 1).min(self.to);
-            let mut parts = Vec::new();
-            for file in self.files.iter().filter(|file| file.min_lsn <= last) {
-                parts.extend(read(&self.spec, file, first..=last)?);
+            let end = first.saturating_add(self.range - 1).min(self.to);
+            let mut range = RangeRows::new(first, end);
+            let max_bytes = MAX_OVER_TARGET * self.limits.bytes;
+            for file in &self.files {
+                if file.min_lsn > range.last {
+                    continue;
+                }
+                for rows in read_in_parts(&self.spec, file, None, first..=range.last)? {
+                    range.add(rows?, max_bytes)?;
+                }
             }
-            let is_in = |lsn: &i64| (first..=last).contains(&(*lsn as Lsn));
             for rows in &self.unflushed {
-                let lsns = lsns(rows);
-                let from = lsns.partition_point(|lsn| (*lsn as Lsn) < first);
-                let found = lsns[from..].iter().take_while(|lsn| is_in(lsn)).count();
-                parts.push(rows.slice(from, found));
+                let found = range.of_memory(rows);
+                range.add(found, max_bytes)?;
             }
+            let last = range.last;
+            let rows = concat_batches(&self.spec.schema, &range.parts)?;
+            drop(range);
             self.after = last;
-            let rows = concat_batches(&self.spec.schema, &parts)?;
             let bytes = rows.get_array_memory_size().max(1) as u64;
-            self.range = (self.range.saturating_mul(self.limits.bytes) / bytes)
+            self.range = ((last - first + 1).saturating_mul(self.limits.bytes) / bytes)
                 .clamp(1, (2 * self.range).min(self.limits.max));
             let rows = self.above_floor(rows)?;
             if rows.num_rows() > 0 {
@@ -167,6 +174,70 @@ impl LsnOrderedRows {
     }
 }
 
+/// The rows of a range of LSNs, which becomes shorter where they are too many bytes.
+struct RangeRows {
+    first: Lsn,
+    last: Lsn,
+    parts: Vec<RecordBatch>,
+    bytes: u64,
+}
+
+impl RangeRows {
+    fn new(first: Lsn, last: Lsn) -> Self {
+        Self {
+            first,
+            last,
+            parts: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// The rows in memory that are in the range.
+    fn of_memory(&self, rows: &RecordBatch) -> RecordBatch {
+        let lsns = lsns(rows);
+        let from = lsns.partition_point(|lsn| (*lsn as Lsn) < self.first);
+        let found = lsns[from..].partition_point(|lsn| (*lsn as Lsn) <= self.last);
+        rows.slice(from, found)
+    }
+
+    /// Adds rows. Halves the range until the rows of it have at most `max_bytes` or are of one
+    /// record: a range begins with a guess, and the rows of the next may be a thousand times wider.
+    fn add(&mut self, rows: RecordBatch, max_bytes: u64) -> Result<(), LakeError> {
+        // A file was opened with the end that the range had then.
+        let rows = up_to(rows, self.last)?;
+        self.bytes += bytes_of(&rows);
+        self.parts.push(rows);
+        while self.bytes > max_bytes && self.last > self.first {
+            self.last = self.first + (self.last - self.first) / 2;
+            for part in &mut self.parts {
+                *part = up_to(part.clone(), self.last)?;
+            }
+            self.parts.retain(|part| part.num_rows() > 0);
+            self.bytes = self.parts.iter().map(bytes_of).sum();
+        }
+        Ok(())
+    }
+}
+
+/// The rows of records up to `last`.
+fn up_to(rows: RecordBatch, last: Lsn) -> Result<RecordBatch, LakeError> {
+    let is_in = |lsn: &i64| *lsn as Lsn <= last;
+    if lsns(&rows).iter().all(is_in) {
+        return Ok(rows);
+    }
+    let mask: BooleanArray = lsns(&rows).iter().map(|lsn| Some(is_in(lsn))).collect();
+    Ok(filter_record_batch(&rows, &mask)?)
+}
+
+/// Bytes of the rows, approximately: a part may be a slice of a larger one, whose lists count whole.
+fn bytes_of(rows: &RecordBatch) -> u64 {
+    let columns = rows.columns().iter().map(|column| {
+        let slice = column.to_data().get_slice_memory_size();
+        slice.unwrap_or_else(|_| column.get_array_memory_size())
+    });
+    columns.sum::<usize>() as u64
+}
+
 /// Rows in the order of their LSNs; those of one record in the order of their times, as files have
 /// them, so that rows in memory and in files come in one order.
 pub fn by_lsn(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, LakeError> {
@@ -185,4 +256,82 @@ pub fn by_lsn(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, LakeE
     let mut order: Vec<u32> = rows_in_order.collect();
     order.sort_by_key(key);
     Ok(take_record_batch(rows, &UInt32Array::from(order))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::StringArray;
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+
+    /// Rows of these LSNs, each with a text of so many bytes.
+    fn rows(lsns: impl Iterator<Item = i64>, width: usize) -> RecordBatch {
+        let lsns: Vec<i64> = lsns.collect();
+        let texts = StringArray::from_iter_values(lsns.iter().map(|_| "x".repeat(width)));
+        let schema = Schema::new(vec![
+            Field::new("lsn", DataType::Int64, false),
+            Field::new("text", DataType::Utf8, false),
+        ]);
+        let columns: Vec<Arc<dyn Array>> = vec![Arc::new(Int64Array::from(lsns)), Arc::new(texts)];
+        RecordBatch::try_new(Arc::new(schema), columns).expect("the columns fit")
+    }
+
+    fn lsns_of(range: &RangeRows) -> Vec<i64> {
+        let parts = range.parts.iter();
+        let mut found: Vec<i64> = parts.flat_map(|part| lsns(part).to_vec()).collect();
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn a_range_of_unexpectedly_wide_rows_becomes_shorter_and_loses_none() {
+        let mut range = RangeRows::new(1, 4_096);
+        // As files have them: each in the order of time, their LSNs overlap.
+        for first in [2, 1] {
+            range
+                .add(rows((first..=4_096).step_by(2), 1_000), 100_000)
+                .expect("the rows fit");
+            assert!(range.bytes <= 100_000, "{}", range.bytes);
+        }
+        assert!((32..=128).contains(&range.last), "{}", range.last);
+        assert_eq!(lsns_of(&range), (1..=range.last as i64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn rows_that_come_after_the_range_became_shorter_are_left_for_the_next() {
+        let mut range = RangeRows::new(1, 1_000);
+        range
+            .add(rows(1..=100, 1_000), 20_000)
+            .expect("the rows fit");
+        let last = range.last;
+        assert!(last < 20, "{last}");
+        for more in [101..=110, 1_000..=1_000] {
+            range.add(rows(more, 1), 20_000).expect("the rows fit");
+        }
+        assert_eq!(range.last, last);
+        assert_eq!(lsns_of(&range), (1..=last as i64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_rows_of_one_record_are_read_whole() {
+        let mut range = RangeRows::new(7, 9);
+        range.add(rows(7..=9, 5_000), 1_000).expect("the rows fit");
+        assert_eq!((range.last, lsns_of(&range)), (7, vec![7]));
+        range
+            .add(rows([7, 7].into_iter(), 5_000), 1_000)
+            .expect("the rows fit");
+        assert_eq!(lsns_of(&range), [7, 7, 7]);
+    }
+
+    #[test]
+    fn rows_in_memory_count_by_what_is_taken_of_them() {
+        let mut range = RangeRows::new(10, 19);
+        let found = range.of_memory(&rows(1..=1_000, 1_000));
+        assert_eq!(found.num_rows(), 10);
+        range.add(found, 20_000).expect("the rows fit");
+        assert_eq!((range.last, range.parts.len()), (19, 1));
+    }
 }
