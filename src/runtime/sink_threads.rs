@@ -181,7 +181,8 @@ pub(crate) fn command_offline(
         Some(state) => state,
         None => crate::sinks::first_state(sink, log, end),
     };
-    let state = crate::sinks::apply(&state, command, log, end).map_err(|e| failed(&e))?;
+    let state =
+        crate::sinks::apply(&state, command, &sink.from, log, end).map_err(|e| failed(&e))?;
     if let Command::Resume {
         discard_dead_letters: true,
     } = command

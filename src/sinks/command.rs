@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use super::cursor::{Cursor, SinkState};
+use super::cursor::{Cursor, SinkState, Start};
 use super::{SinkError, lock_of};
 use crate::event::Lsn;
 use crate::views::LogIdentity;
@@ -115,10 +115,11 @@ impl Control {
     }
 }
 
-/// The state of a sink after a command, where the log ends at `end`. Pure.
+/// The state of a sink of these tables after a command, where the log ends at `end`. Pure.
 pub fn apply(
     state: &SinkState,
     command: Command,
+    tables: &[String],
     log: LogIdentity,
     end: Lsn,
 ) -> Result<SinkState, CommandError> {
@@ -128,7 +129,16 @@ pub fn apply(
     };
     let lsn = match command {
         Command::Pause => return Ok(paused(true)),
-        Command::Resume { .. } => return Ok(paused(false)),
+        Command::Resume { .. } => {
+            let mut resumed = paused(false);
+            // Of a table that was added, what is below the cursor is not missed.
+            if let Some(known) = &mut resumed.known_dropped {
+                for table in tables {
+                    known.entry(table.clone()).or_default();
+                }
+            }
+            return Ok(resumed);
+        }
         Command::Reset(ResetTo::Earliest) => log.start_lsn,
         Command::Reset(ResetTo::Latest) => end,
         Command::Reset(ResetTo::Lsn(lsn)) if (log.start_lsn..=end).contains(&lsn) => lsn,
@@ -136,6 +146,7 @@ pub fn apply(
     };
     Ok(SinkState {
         is_paused: state.is_paused,
+        start: Start::Reset,
         ..SinkState::new(Cursor::at(log.id, state.cursor.epoch + 1, lsn))
     })
 }
@@ -153,7 +164,8 @@ mod tests {
         };
         let state = SinkState {
             is_paused: true,
-            floors: vec![Some(1)],
+            floors: [("a".into(), Some(1))].into(),
+            known_dropped: Some([("a".into(), 7)].into()),
             ..SinkState::new(Cursor::at(7, 3, 50))
         };
         for (to, expected) in [
@@ -162,9 +174,10 @@ mod tests {
             (ResetTo::Lsn(20), Some(20)),
             (ResetTo::Lsn(91), None),
         ] {
-            let after = apply(&state, Command::Reset(to), log, 90).ok();
+            let after = apply(&state, Command::Reset(to), &[], log, 90).ok();
             let expected = expected.map(|lsn| SinkState {
                 is_paused: true,
+                start: Start::Reset,
                 ..SinkState::new(Cursor::at(7, 4, lsn))
             });
             assert_eq!(after, expected, "{to:?}");
@@ -172,8 +185,11 @@ mod tests {
         let resume = Command::Resume {
             discard_dead_letters: false,
         };
-        let resumed = apply(&state, resume, log, 90).expect("always possible");
+        let tables = ["a".to_owned(), "b".to_owned()];
+        let resumed = apply(&state, resume, &tables, log, 90).expect("always possible");
         assert!(!resumed.is_paused);
         assert_eq!(resumed.cursor, state.cursor);
+        let known = [("a".to_owned(), 7), ("b".to_owned(), 0)];
+        assert_eq!(resumed.known_dropped, Some(known.into()));
     }
 }

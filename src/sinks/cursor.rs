@@ -7,8 +7,10 @@
 //! written. The next start reads 150 from the target.
 //!
 //! `weir sinks reset` begins a new epoch, in the file. A cursor in the target of an older epoch no
-//! longer counts.
+//! longer counts. Where the file was removed, epochs begin again at 0 and the target may have a
+//! higher one: a reset then continues with the one after it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -55,17 +57,49 @@ impl Cursor {
         }
     }
 
+    /// After a reset that the target does not know of yet: an epoch above the one it has.
+    fn above(self, target: Option<Self>) -> Self {
+        let of_target = target.filter(|target| target.log == self.log);
+        let epoch = of_target.map_or(self.epoch, |target| self.epoch.max(target.epoch + 1));
+        Self { epoch, ..self }
+    }
+
     /// The text that targets store.
     pub fn to_json(self) -> String {
         serde_json::to_string(&self).unwrap_or_default()
     }
+}
 
-    /// Of this cursor, which is the file's, and the one that the target has, if it has one: the one
-    /// that counts.
-    pub fn or_of_target(self, target: Option<Self>) -> Self {
+/// How a sink comes to its target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// It has been there.
+    #[default]
+    Continued,
+    /// It has no state yet, or the state was removed.
+    New,
+    /// It was reset and has not been there since.
+    Reset,
+}
+
+/// Where a sink continues unless its target knows better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredCursor {
+    /// The file's.
+    pub cursor: Cursor,
+    /// How the sink comes to its target.
+    pub start: Start,
+}
+
+impl StoredCursor {
+    /// Of the file's cursor and the one that the target has, if it has one: the one that counts.
+    pub fn or_of_target(self, target: Option<Cursor>) -> Cursor {
+        let file = self.cursor;
         match target {
-            Some(target) if target.log == self.log && target.epoch >= self.epoch => target,
-            _ => self,
+            _ if self.start == Start::Reset => file.above(target),
+            Some(target) if target.log == file.log && target.epoch >= file.epoch => target,
+            _ => file,
         }
     }
 }
@@ -79,16 +113,19 @@ pub struct SinkState {
     pub cursor: Cursor,
     /// Until it is resumed.
     pub is_paused: bool,
+    /// How it comes to its target next.
+    #[serde(default)]
+    pub start: Start,
     /// The target has rows of records that the log did not have: until the sink is reset.
     #[serde(default)]
     pub must_reset: bool,
     /// What retention had removed of each table when the sink began or was reset, by the last
     /// record; none until it is known.
     #[serde(default)]
-    pub known_dropped: Option<Vec<Lsn>>,
-    /// Rows of its tables below these times had left when the cursor was stored.
+    pub known_dropped: Option<BTreeMap<String, Lsn>>,
+    /// Rows of each table below this time had left when the cursor was stored.
     #[serde(default)]
-    pub floors: Vec<Option<Micros>>,
+    pub floors: BTreeMap<String, Option<Micros>>,
 }
 
 impl SinkState {
@@ -98,9 +135,10 @@ impl SinkState {
             version: VERSION,
             cursor,
             is_paused: false,
+            start: Start::Continued,
             must_reset: false,
             known_dropped: None,
-            floors: Vec::new(),
+            floors: BTreeMap::new(),
         }
     }
 }
@@ -172,7 +210,10 @@ mod tests {
 
     #[test]
     fn the_targets_cursor_counts_unless_the_sink_was_reset() {
-        let file = Cursor::at(1, 2, 100);
+        let file = |start| StoredCursor {
+            cursor: Cursor::at(1, 2, 100),
+            start,
+        };
         for (target, expected) in [
             (None, 100),
             (Some(Cursor::at(1, 2, 150)), 150),
@@ -182,7 +223,22 @@ mod tests {
             (Some(Cursor::at(1, 3, 10)), 10),
             (Some(Cursor::at(9, 2, 150)), 100),
         ] {
-            assert_eq!(file.or_of_target(target).lsn, expected, "{target:?}");
+            assert_eq!(
+                file(Start::Continued).or_of_target(target).lsn,
+                expected,
+                "{target:?}"
+            );
+        }
+        for (target, epoch) in [
+            (None, 2),
+            (Some(Cursor::at(1, 1, 150)), 2),
+            // The file was removed and the sink reset before it met its target.
+            (Some(Cursor::at(1, 2, 150)), 3),
+            (Some(Cursor::at(1, 7, 150)), 8),
+            (Some(Cursor::at(9, 7, 150)), 2),
+        ] {
+            let found = file(Start::Reset).or_of_target(target);
+            assert_eq!(found, Cursor::at(1, epoch, 100), "{target:?}");
         }
     }
 
@@ -196,7 +252,7 @@ mod tests {
             to: 120,
             from_place: 5,
         });
-        state.floors = vec![None, Some(3)];
+        state.floors = [("a".into(), None), ("b".into(), Some(3))].into();
         folder.store(&state).expect("writable");
         assert_eq!(folder.load().expect("readable"), Some(state));
         std::fs::write(folder.path().join(FILE), "{").expect("writable");

@@ -37,7 +37,7 @@ mod worker;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use command::{Command, CommandError, Control, InvalidReset, ResetTo, apply};
-pub use cursor::{Cursor, StateError, StateFolder};
+pub use cursor::{Cursor, StateError, StateFolder, StoredCursor};
 pub use dead_letters::{DeadLetters, load as load_dead_letters, refused};
 pub use reader::{Batch, Delivery};
 pub use table::SinkTable;
@@ -82,8 +82,8 @@ impl From<StateError> for SinkError {
 pub trait Target: Send {
     /// Connects, and creates or checks what it writes to. `stored` is the cursor of the data folder.
     /// Returns the one to continue from: its own, if it has one that counts
-    /// ([`Cursor::or_of_target`]). Called again after each error.
-    fn open(&mut self, stored: Cursor) -> Result<Cursor, SinkError>;
+    /// ([`StoredCursor::or_of_target`]). Called again after each error.
+    fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError>;
 
     /// Writes all rows of a delivery in their order. Once it returns, the target has them durably,
     /// and, if it has transactions, the next cursor with them. After an error it may have a part of

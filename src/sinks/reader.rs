@@ -11,7 +11,7 @@
 //! name is there. The next delivery has the members' rows above 100 again; the target replaces them
 //! by themselves.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -32,7 +32,7 @@ const LIMITS: RangeLimits = RangeLimits {
     max: 32 << 10,
     bytes: 8 << 20,
 };
-/// An entity table's leaves are read until there are so many rows.
+/// An entity table's leaves are read until there are so many rows, or so many bytes.
 const SCAN_ROWS: usize = 16 << 10;
 /// How long one table waits for the view of another.
 const VIEW_WAIT: Duration = Duration::from_millis(5);
@@ -142,25 +142,24 @@ impl Reader {
     }
 
     /// What retention has removed of each table, by the last record.
-    pub fn dropped(&self) -> Vec<Lsn> {
-        let dropped = self.tables.iter().map(|table| table.table.dropped_lsn());
-        dropped.collect()
+    pub fn dropped(&self) -> BTreeMap<String, Lsn> {
+        dropped(&self.tables)
     }
 
     /// What comes after a cursor; `None` if nothing does yet.
     pub fn next_delivery(
         &mut self,
         cursor: &Cursor,
-        left: &Left<'_>,
+        known: &KnownLosses<'_>,
         stop: &Stop,
     ) -> Result<Option<Delivery>, SinkError> {
         match self.tables.as_slice() {
             [table] if table.is_entity() => next_changed(table, cursor),
             [table] => {
                 let table = table.clone();
-                self.next_range(&table, cursor, left)
+                self.next_range(&table, cursor, known)
             }
-            _ => self.next_of_all(cursor, left, stop),
+            _ => self.next_of_all(cursor, known, stop),
         }
     }
 
@@ -168,20 +167,20 @@ impl Reader {
         &mut self,
         table: &SinkTable,
         cursor: &Cursor,
-        left: &Left<'_>,
+        known: &KnownLosses<'_>,
     ) -> Result<Option<Delivery>, SinkError> {
         let state = table.table.snapshot();
         if state.applied <= cursor.lsn {
             return Ok(None);
         }
-        left.check(0, &state, cursor)?;
+        known.check(table, &state, cursor)?;
         let limits = RangeLimits {
             first: self.range,
             ..LIMITS
         };
         let lsns = (cursor.lsn, state.applied);
         let mut rows = LsnOrderedRows::of_snapshot(&table.table, &state, lsns, limits)?;
-        let next = next_by_lsn(&mut rows, left.floor(0))?;
+        let next = next_by_lsn(&mut rows, known.floor(table))?;
         self.range = rows.range();
         Ok(Some(Delivery {
             parts: next.map(|rows| (0, Part::Rows(rows))).into_iter().collect(),
@@ -198,7 +197,7 @@ impl Reader {
     fn next_of_all(
         &self,
         cursor: &Cursor,
-        left: &Left<'_>,
+        known: &KnownLosses<'_>,
         stop: &Stop,
     ) -> Result<Option<Delivery>, SinkError> {
         let (mut parts, mut floors_now) = (VecDeque::new(), vec![None; self.tables.len()]);
@@ -217,10 +216,10 @@ impl Reader {
                 let lsns = (cursor.lsn, Lsn::MAX);
                 Part::Changed(ChangedRows::of_snapshot(&table.table, &state, lsns, 0)?)
             } else {
-                left.check(*at, &state, cursor)?;
+                known.check(table, &state, cursor)?;
                 let lsns = (cursor.lsn, to);
                 let rows = LsnOrderedRows::of_snapshot(&table.table, &state, lsns, LIMITS)?;
-                Part::ByLsn(rows, left.floor(*at))
+                Part::ByLsn(rows, known.floor(table))
             };
             // What others refer to is written first.
             parts.push_front((*at, part));
@@ -239,22 +238,35 @@ impl Reader {
     }
 }
 
-/// What had left the tables when the cursor was stored: the rest of what is gone is lost to the sink.
-pub struct Left<'a> {
-    /// The last record of which retention had removed a row, when the sink began or was reset.
-    pub dropped: &'a [Lsn],
-    /// Rows below these times were hidden.
-    pub floors: &'a [Option<Micros>],
+/// What retention has removed of each table, by the last record.
+pub fn dropped(tables: &[SinkTable]) -> BTreeMap<String, Lsn> {
+    let tables = tables.iter();
+    tables
+        .map(|table| (table.name.clone(), table.table.dropped_lsn()))
+        .collect()
 }
 
-impl Left<'_> {
-    fn floor(&self, table: usize) -> KnownFloor {
-        self.floors.get(table).copied()
+/// What had left each table already: the rest of what is gone is lost to the sink.
+pub struct KnownLosses<'a> {
+    /// The last record of which retention had removed a row, when the sink began or was reset.
+    pub dropped: &'a BTreeMap<String, Lsn>,
+    /// Rows below these times were hidden when the cursor was stored.
+    pub floors: &'a BTreeMap<String, Option<Micros>>,
+}
+
+impl KnownLosses<'_> {
+    fn floor(&self, table: &SinkTable) -> KnownFloor {
+        self.floors.get(&table.name).copied()
     }
 
     /// Refuses to continue where retention has removed rows above the cursor since.
-    fn check(&self, table: usize, state: &TableState, cursor: &Cursor) -> Result<(), SinkError> {
-        let known = self.dropped.get(table).copied().unwrap_or_default();
+    fn check(
+        &self,
+        table: &SinkTable,
+        state: &TableState,
+        cursor: &Cursor,
+    ) -> Result<(), SinkError> {
+        let known = self.dropped.get(&table.name).copied().unwrap_or_default();
         if state.dropped_lsn > known.max(cursor.lsn) {
             return Err(SinkError::left_by_retention());
         }
@@ -294,11 +306,13 @@ fn next_changed(table: &SinkTable, cursor: &Cursor) -> Result<Option<Delivery>, 
     }
     let lsns = (cursor.lsn, scan.to);
     let mut changed = ChangedRows::of_snapshot(&table.table, &state, lsns, scan.from_place)?;
-    let (mut parts, mut rows) = (VecDeque::new(), 0);
+    let (mut parts, mut rows, mut bytes) = (VecDeque::new(), 0, 0);
     while rows < SCAN_ROWS
+        && bytes < LIMITS.bytes
         && let Some(batch) = changed.next_rows()?
     {
         rows += batch.num_rows();
+        bytes += batch.get_array_memory_size() as u64;
         parts.push_back((0, Part::Rows(batch)));
     }
     let next = match changed.next_place() {

@@ -1,13 +1,14 @@
 //! The thread of one sink: reads a delivery, writes it, stores the cursor; tries again with a
 //! growing delay while the target cannot be reached.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{self, Command, CommandError, Control};
-use super::cursor::{Cursor, SinkState, StateFolder};
+use super::cursor::{Cursor, SinkState, Start, StateFolder, StoredCursor};
 use super::dead_letters::DeadLetters;
-use super::reader::{Delivery, Left, Reader};
+use super::reader::{Delivery, KnownLosses, Reader, dropped};
 use super::table::SinkTable;
 use super::{SinkError, Target, TargetContext, lock};
 use crate::clock::Clock;
@@ -75,7 +76,10 @@ pub fn first_state(sink: &Sink, log: LogIdentity, end: Lsn) -> SinkState {
         SinkStart::Earliest => log.start_lsn,
         SinkStart::Latest => end,
     };
-    SinkState::new(Cursor::at(log.id, 0, lsn))
+    SinkState {
+        start: Start::New,
+        ..SinkState::new(Cursor::at(log.id, 0, lsn))
+    }
 }
 
 /// What a worker does.
@@ -139,9 +143,7 @@ impl Worker {
         let stored = context.folder.load()?;
         let mut state = stored.unwrap_or_else(|| first_state(sink, log, context.log_end));
         // Stored before the target answers: what retention removes from now on is missed.
-        state
-            .known_dropped
-            .get_or_insert_with(|| tables.iter().map(|t| t.table.dropped_lsn()).collect());
+        state.known_dropped.get_or_insert_with(|| dropped(&tables));
         context.folder.store(&state)?;
         let dead_letters = DeadLetters::open(context.folder.clone(), context.health.clone())?;
         let target = super::target(
@@ -249,18 +251,15 @@ impl Worker {
     /// Whether there was something to deliver.
     fn deliver(&mut self) -> Result<bool, SinkError> {
         if !self.is_open {
-            self.check_log()?;
-            self.state.cursor = self.target.open(self.state.cursor)?;
-            self.check_log()?;
-            self.is_open = true;
-            self.first_end = None;
+            self.open_target()?;
         }
-        let left = Left {
-            dropped: self.state.known_dropped.as_deref().unwrap_or_default(),
+        let nothing = BTreeMap::new();
+        let known = KnownLosses {
+            dropped: self.state.known_dropped.as_ref().unwrap_or(&nothing),
             floors: &self.state.floors,
         };
         let (cursor, stop) = (&self.state.cursor, &self.context.stop);
-        let Some(mut delivery) = self.reader.next_delivery(cursor, &left, stop)? else {
+        let Some(mut delivery) = self.reader.next_delivery(cursor, &known, stop)? else {
             return Ok(false);
         };
         if !delivery.is_empty() {
@@ -270,9 +269,49 @@ impl Worker {
         Ok(true)
     }
 
+    /// Connects to the target, and takes the cursor from where it counts.
+    fn open_target(&mut self) -> Result<(), SinkError> {
+        self.check_tables()?;
+        self.check_log()?;
+        let mut state = self.state.clone();
+        let (cursor, start) = (state.cursor, state.start);
+        state.cursor = self.target.open(StoredCursor { cursor, start })?;
+        if start == Start::New && state.cursor != cursor {
+            // The state was removed: what retention has taken since the target's cursor is unknown.
+            let known = state.known_dropped.iter_mut().flatten();
+            known.for_each(|(_, dropped)| *dropped = 0);
+        }
+        state.start = Start::Continued;
+        self.state.cursor = state.cursor;
+        self.check_log()?;
+        if start != Start::Continued {
+            // Stored before the target gets a cursor of the new epoch, which then counts.
+            self.context.folder.store(&state)?;
+            self.state = state.clone();
+            self.stored = state;
+        }
+        self.is_open = true;
+        self.first_end = None;
+        Ok(())
+    }
+
+    /// Refuses to skip what a table had before it was added to a sink.
+    fn check_tables(&self) -> Result<(), SinkError> {
+        let known = self.state.known_dropped.iter().flatten();
+        let known: BTreeSet<&String> = known.map(|(name, _)| name).collect();
+        let Some(added) = self.context.sink.from.iter().find(|t| !known.contains(t)) else {
+            return Ok(());
+        };
+        Err(SinkError::Halted(format!(
+            "the table `{added}` was added after the sink had delivered up to {}, so its older rows were not sent: `weir sinks reset NAME --from earliest` sends all rows (again), `weir sinks resume NAME` continues without them",
+            self.state.cursor.lsn
+        )))
+    }
+
     fn delivered(&mut self, delivery: &Delivery) -> Result<(), SinkError> {
         self.state.cursor = delivery.next_cursor();
-        self.state.floors = delivery.floors().to_vec();
+        let floors = delivery.floors().iter().copied();
+        self.state.floors = self.context.sink.from.iter().cloned().zip(floors).collect();
         lock(&self.context.health).rows += delivery.rows_read();
         let is_due = self.context.clock.monotonic() >= self.stored_at + STORE_INTERVAL;
         if delivery.rows_read() > 0 || is_due {
@@ -312,7 +351,8 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) -> Result<(), CommandError> {
         let end = self.context.handles.progress.synced_lsn();
-        let mut state = command::apply(&self.state, command, self.context.log, end)?;
+        let (tables, log) = (&self.context.sink.from, self.context.log);
+        let mut state = command::apply(&self.state, command, tables, log, end)?;
         state
             .known_dropped
             .get_or_insert_with(|| self.reader.dropped());

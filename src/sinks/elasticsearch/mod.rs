@@ -19,7 +19,7 @@ use super::web::{
     EncodedRow, Endpoint, Outbox, RequestLimits, RetryAfter, WebAnswer, WebClient, check_stop,
     encode, secrets, sensitive,
 };
-use super::{Batch, Cursor, Delivery, SinkError, SinkTable, Target, TargetContext};
+use super::{Batch, Cursor, Delivery, SinkError, SinkTable, StoredCursor, Target, TargetContext};
 use crate::config::sinks::ElasticsearchSink;
 use bulk::{Document, Item};
 
@@ -160,7 +160,7 @@ impl ElasticsearchTarget {
 }
 
 impl Target for ElasticsearchTarget {
-    fn open(&mut self, stored: Cursor) -> Result<Cursor, SinkError> {
+    fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         self.client = None;
         let endpoint = Endpoint {
             url: url(&self.def)?,
@@ -169,9 +169,9 @@ impl Target for ElasticsearchTarget {
             is_public_only: false,
         };
         self.client = Some(WebClient::new(endpoint)?);
-        self.epoch = stored.epoch;
-        self.outbox.continue_in(stored.epoch);
-        Ok(stored)
+        self.epoch = stored.cursor.epoch;
+        self.outbox.continue_in(stored.cursor.epoch);
+        Ok(stored.cursor)
     }
 
     fn deliver(&mut self, delivery: &mut Delivery) -> Result<(), SinkError> {

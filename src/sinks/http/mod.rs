@@ -17,7 +17,7 @@ use super::web::{
     EncodedRow, Endpoint, Outbox, RequestLimits, RetryAfter, WebAnswer, WebClient, check_stop,
     encode, secrets, sensitive,
 };
-use super::{Cursor, Delivery, SinkError, Target, TargetContext};
+use super::{Cursor, Delivery, SinkError, StoredCursor, Target, TargetContext};
 use crate::config::sinks::HttpSink;
 use signature::{Origin, SigningKey, delivery_id, signatures};
 
@@ -112,7 +112,7 @@ impl HttpTarget {
 }
 
 impl Target for HttpTarget {
-    fn open(&mut self, stored: Cursor) -> Result<Cursor, SinkError> {
+    fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         self.open = None;
         let def = &self.def;
         let keys = match &def.secret_file {
@@ -131,11 +131,11 @@ impl Target for HttpTarget {
             origin: Origin {
                 sink: self.context.name.clone(),
                 log: self.context.log,
-                epoch: stored.epoch,
+                epoch: stored.cursor.epoch,
             },
         });
-        self.outbox.continue_in(stored.epoch);
-        Ok(stored)
+        self.outbox.continue_in(stored.cursor.epoch);
+        Ok(stored.cursor)
     }
 
     fn deliver(&mut self, delivery: &mut Delivery) -> Result<(), SinkError> {

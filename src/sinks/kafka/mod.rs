@@ -22,7 +22,9 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
-use super::{Batch, Cursor, Delivery, SinkError, SinkTable, Target, TargetContext, refused};
+use super::{
+    Batch, Cursor, Delivery, SinkError, SinkTable, StoredCursor, Target, TargetContext, refused,
+};
 use crate::config::SqlBounds;
 use crate::config::sinks::KafkaSink;
 use crate::operators::lsns;
@@ -187,7 +189,7 @@ impl KafkaTarget {
 }
 
 impl Target for KafkaTarget {
-    fn open(&mut self, stored: Cursor) -> Result<Cursor, SinkError> {
+    fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         self.transactions = None;
         let name = format!("weir-{:x}-{}", self.context.log, self.context.name);
         match Transactions::begin(&self.def, &name) {

@@ -26,11 +26,15 @@ mod session;
 mod statements;
 mod transaction;
 
+use std::future::Future;
+use std::time::Duration;
+
 use tokio::runtime::Runtime;
 
-use super::{Cursor, Delivery, SinkError, SinkTable, Target, TargetContext};
+use super::{Cursor, Delivery, SinkError, SinkTable, StoredCursor, Target, TargetContext};
 use crate::config::sinks::PostgresSink;
 use crate::ids::TableId;
+use crate::sources::Stop;
 use failure::{Class, Failure};
 use schema::{Kind, Source, Table};
 use session::{Identity, Session};
@@ -38,6 +42,9 @@ use transaction::Transaction;
 
 /// A foreign key that is violated so many times in a row is not a matter of time.
 const MAX_VIOLATIONS: u32 = 6;
+/// How often a request looks whether weir is to stop, and how long it may take then.
+const STOP_POLL: Duration = Duration::from_millis(50);
+const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Writes to tables of a database.
 pub struct PostgresTarget {
@@ -78,8 +85,10 @@ impl PostgresTarget {
 
     /// Keeps the session if it can be used again.
     fn settle(&mut self, session: Session, failure: Failure) -> SinkError {
-        let is_good =
-            failure.leaves_session() && self.runtime.block_on(session.roll_back()).is_ok();
+        // The server rolls back what a closed connection leaves open.
+        let is_good = failure.leaves_session()
+            && !self.context.stop.is_requested()
+            && self.runtime.block_on(session.roll_back()).is_ok();
         if is_good {
             self.session = Some(session);
         } else {
@@ -126,10 +135,10 @@ impl PostgresTarget {
 }
 
 impl Target for PostgresTarget {
-    fn open(&mut self, stored: Cursor) -> Result<Cursor, SinkError> {
+    fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         let old = self.session.take();
         let (def, identity, tables) = (&self.def, &self.identity, &self.tables);
-        let opened = self.runtime.block_on(async {
+        let opened = until_stop(&self.runtime, &self.context.stop, async {
             let mut session = match old {
                 Some(session) => match session.roll_back().await {
                     Ok(()) => session,
@@ -164,7 +173,8 @@ impl Target for PostgresTarget {
         let (context, identity) = (&self.context, &self.identity);
         let transaction =
             Transaction::new(context, identity, &self.tables, &mut session, self.by_row);
-        if let Err(failure) = self.runtime.block_on(transaction.write(delivery)) {
+        let written = until_stop(&self.runtime, &context.stop, transaction.write(delivery));
+        if let Err(failure) = written {
             return Err(self.settle(session, failure));
         }
         self.session = Some(session);
@@ -185,6 +195,27 @@ impl Drop for PostgresTarget {
             self.runtime.block_on(session.connection.close());
         }
     }
+}
+
+/// Runs requests to the server, each of which may take long; gives up soon after weir is asked to
+/// stop. A commit may have been done then: the next start reads the cursor.
+fn until_stop<T>(
+    runtime: &Runtime,
+    stop: &Stop,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let stopped = async {
+        while !stop.is_requested() {
+            tokio::time::sleep(STOP_POLL).await;
+        }
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            done = work => done,
+            () = stopped => Err(Failure::Lost("weir is stopping".into())),
+        }
+    })
 }
 
 fn source(table: &SinkTable) -> Source<'_> {

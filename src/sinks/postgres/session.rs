@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Statement;
 use tokio_postgres::error::SqlState;
 
-use super::super::{Cursor, SinkError};
+use super::super::{Cursor, SinkError, StoredCursor};
 use super::connect::{Connection, within};
 use super::existing::{self, Existing, ExistingColumn, UniqueIndex};
 use super::failure::Failure;
@@ -86,7 +86,7 @@ impl Session {
         def: &PostgresSink,
         identity: &Identity,
         tables: &[Table],
-        stored: Cursor,
+        stored: StoredCursor,
     ) -> Result<Cursor, Failure> {
         self.check_server(def, tables).await?;
         self.create_cursors(def).await?;
@@ -192,7 +192,7 @@ impl Session {
         &mut self,
         def: &PostgresSink,
         identity: &Identity,
-        stored: Cursor,
+        stored: StoredCursor,
     ) -> Result<Cursor, Failure> {
         let client = &self.connection.client;
         let table = statements::cursors(&def.schema);
@@ -205,12 +205,12 @@ impl Session {
             return Ok(stored.or_of_target(Some(of_database)));
         }
         let insert = format!("insert into {table} (name, log, cursor) values ($1, $2, $3)");
-        let cursor = stored.to_json();
+        let text = stored.cursor.to_json();
         let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-            [&identity.sink, &identity.log, &cursor];
+            [&identity.sink, &identity.log, &text];
         within(client.execute(insert.as_str(), &values)).await?;
-        self.cursor = cursor;
-        Ok(stored)
+        self.cursor = text;
+        Ok(stored.cursor)
     }
 
     async fn prepare_statements(
