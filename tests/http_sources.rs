@@ -561,6 +561,7 @@ fn an_unchanged_answer_is_not_sent_again() {
             &[
                 ("ETag", "\"a\""),
                 ("Last-Modified", "Fri, 10 Jun 2016 01:00:00 GMT"),
+                ("Date", "Fri, 10 Jun 2016 01:00:01 GMT"),
             ],
             &body,
         )

@@ -12,6 +12,8 @@ use crate::config::NextPage;
 pub(super) enum PageError {
     #[error("the answer is not JSON: {0}")]
     NotJson(serde_json::Error),
+    #[error("the member for the next page is {0}, not a string or a number")]
+    NotText(&'static str),
     #[error("the next page is `{0}`, which is not a URL")]
     NotUrl(String),
     #[error("the next page is on another server, {0}, which must not get the headers")]
@@ -104,12 +106,23 @@ fn split_outside_quotes(text: &str, separator: char) -> (&str, &str) {
 }
 
 /// The text or number at a path of an answer. None where the member is missing, null, false or
-/// empty: it was the last page.
+/// empty: it was the last page. Anything else is not: the rest of the pages would be missed.
 fn member(body: &[u8], path: &[String]) -> Result<Option<String>, PageError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let found = Member(path).deserialize(&mut json);
-    let found = found.map_err(PageError::NotJson)?;
-    Ok(found.filter(|text| !text.is_empty()))
+    match found.map_err(PageError::NotJson)? {
+        Found::Text(text) => Ok(Some(text)),
+        Found::Nothing => Ok(None),
+        Found::Other(what) => Err(PageError::NotText(what)),
+    }
+}
+
+/// What is at the path.
+enum Found {
+    Nothing,
+    Text(String),
+    /// Of this type.
+    Other(&'static str),
 }
 
 /// Finds a member without building the values around it, which may be a large answer.
@@ -117,13 +130,26 @@ fn member(body: &[u8], path: &[String]) -> Result<Option<String>, PageError> {
 struct Member<'p>(&'p [String]);
 
 impl Member<'_> {
-    fn found(self, text: String) -> Option<String> {
-        Some(text).filter(|_| self.0.is_empty())
+    fn text(self, text: String) -> Found {
+        if self.0.is_empty() && !text.is_empty() {
+            Found::Text(text)
+        } else {
+            Found::Nothing
+        }
+    }
+
+    /// A value that is not a text, and whether it is empty.
+    fn other(self, what: &'static str, is_empty: bool) -> Found {
+        if self.0.is_empty() && !is_empty {
+            Found::Other(what)
+        } else {
+            Found::Nothing
+        }
     }
 }
 
 impl<'de> DeserializeSeed<'de> for Member<'_> {
-    type Value = Option<String>;
+    type Value = Found;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
         json.deserialize_any(self)
@@ -131,44 +157,48 @@ impl<'de> DeserializeSeed<'de> for Member<'_> {
 }
 
 impl<'de> Visitor<'de> for Member<'_> {
-    type Value = Option<String>;
+    type Value = Found;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(None)
+    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(self.other("true", !value))
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Found::Nothing)
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(self.found(text.to_owned()))
+        Ok(self.text(text.to_owned()))
     }
 
     fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(self.found(number.to_string()))
+        Ok(self.text(number.to_string()))
     }
 
     fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(self.found(number.to_string()))
+        Ok(self.text(number.to_string()))
     }
 
     fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
-        Ok(self.found(number.to_string()))
+        Ok(self.text(number.to_string()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
-        while elements.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
+        let mut is_empty = true;
+        while elements.next_element::<IgnoredAny>()?.is_some() {
+            is_empty = false;
+        }
+        Ok(self.other("an array", is_empty))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
+        let (mut found, mut is_empty) = (Found::Nothing, true);
         while let Some(name) = members.next_key::<String>()? {
+            is_empty = false;
             match self.0.split_first() {
                 Some((wanted, rest)) if *wanted == name => {
                     found = members.next_value_seed(Member(rest))?;
@@ -178,7 +208,11 @@ impl<'de> Visitor<'de> for Member<'_> {
                 }
             }
         }
-        Ok(found)
+        Ok(if self.0.is_empty() {
+            self.other("an object", is_empty)
+        } else {
+            found
+        })
     }
 }
 
@@ -255,7 +289,7 @@ mod tests {
             next(&by_cursor, &[], &body("17")),
             found("https://a.example/x/items?n=5&after=17")
         );
-        for last in ["null", "\"\"", "false", "[1]", "{\"next\":1}"] {
+        for last in ["null", "\"\"", "false", "[]", "{}"] {
             assert_eq!(next(&by_url, &[], &body(last)), Ok(None), "{last}");
         }
         assert_eq!(next(&by_url, &[], "[1,2]"), Ok(None));
@@ -267,6 +301,9 @@ mod tests {
         let by_url = NextPage::Url(vec!["n".into()]);
         let wrong = [
             "{\"n\":",
+            "{\"n\":true}",
+            "{\"n\":[\"/x?p=2\"]}",
+            "{\"n\":{\"href\":\"/x?p=2\"}}",
             "{\"n\":\"http://[\"}",
             "{\"n\":\"https://b.example/x\"}",
             "{\"n\":\"http://a.example/x\"}",
@@ -277,6 +314,9 @@ mod tests {
             .collect();
         insta::assert_snapshot!(messages.join("\n"), @r"
         the answer is not JSON: EOF while parsing a value at line 1 column 5
+        the member for the next page is true, not a string or a number
+        the member for the next page is an array, not a string or a number
+        the member for the next page is an object, not a string or a number
         the next page is `http://[`, which is not a URL
         the next page is on another server, https://b.example, which must not get the headers
         the next page is on another server, http://a.example, which must not get the headers

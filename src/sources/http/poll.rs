@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
+use chrono::DateTime;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use tokio::time::{Instant, timeout};
@@ -215,6 +216,16 @@ struct KnownPage {
     next: Option<Url>,
 }
 
+/// When the page changed last, if an answer that it has not changed since would be true: within the
+/// second in which it was sent it may have changed again (RFC 9110, section 8.8.2.2).
+fn last_modified(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let time = |name| DateTime::parse_from_rfc2822(headers.get(name)?.to_str().ok()?).ok();
+    let (modified, sent) = (time(header::LAST_MODIFIED)?, time(header::DATE)?);
+    headers
+        .get(header::LAST_MODIFIED)
+        .filter(|_| sent > modified)
+}
+
 /// An answer.
 enum Page {
     /// With the answer's headers: a server may link to a page that is new.
@@ -304,14 +315,14 @@ impl Poller<'_> {
             Page::Unchanged(headers) => return self.next_of_unchanged(url, &headers),
             Page::Changed(page) => *page,
         };
+        self.store(&body, summary)?;
         let links = headers.get_all(header::LINK);
         let links = links.iter().filter_map(|link| link.to_str().ok());
         let next = pages::after(&self.def.next, &self.requester.url, &at, links, &body)?;
-        self.store(&body, summary)?;
         // Only now nothing of the page is missing.
         let known = KnownPage {
             etag: headers.get(header::ETAG).cloned(),
-            last_modified: headers.get(header::LAST_MODIFIED).cloned(),
+            last_modified: last_modified(&headers).cloned(),
             next: next.clone(),
         };
         self.known.insert(url.clone(), known);

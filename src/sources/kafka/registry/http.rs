@@ -31,8 +31,8 @@ pub(super) enum Fetched {
     },
     /// The registry knows the id, and its data cannot be read.
     Refused(String),
-    /// The registry says that the id does not exist.
-    Missing,
+    /// The registry says that the id, or what it refers to, does not exist: the reason.
+    Missing(String),
     /// Nothing is known: ask again.
     Unavailable(String),
 }
@@ -109,7 +109,9 @@ impl Client {
     pub async fn fetch(&self, id: u32) -> Fetched {
         let schema = match self.ask(&["schemas", "ids", &id.to_string()]).await {
             Answer::Schema(schema) => schema,
-            Answer::Missing => return Fetched::Missing,
+            Answer::Missing => {
+                return Fetched::Missing(format!("Avro: the registry has no schema {id}"));
+            }
             Answer::Unavailable(reason) => return Fetched::Unavailable(reason),
         };
         if let Some(kind) = schema.kind.as_deref().filter(|kind| *kind != "AVRO") {
@@ -135,7 +137,7 @@ impl Client {
                 }
                 Answer::Unavailable(reason) => return Fetched::Unavailable(reason),
                 Answer::Missing => {
-                    return Fetched::Refused(format!(
+                    return Fetched::Missing(format!(
                         "Avro: the schema {id} refers to version {version} of `{subject}`, which the registry does not have"
                     ));
                 }

@@ -19,9 +19,9 @@ use crate::bounds;
 use crate::config::RegistryDef;
 use crate::threads::OnEnd;
 
-/// Schemas that are remembered, and the bytes of their texts; the oldest make room for new ones.
 /// Bytes of a reason that are kept.
 const MAX_REASON_BYTES: usize = 512;
+/// Schemas that are remembered, and the bytes of their texts; the oldest make room for new ones.
 const MAX_SCHEMAS: usize = 1_000;
 const MAX_SCHEMA_BYTES: usize = 32 << 20;
 /// Ids that are asked for at the same time; a partition beyond them asks again.
@@ -259,18 +259,19 @@ impl Registry {
                 );
                 state.insert(id, Entry::new(Err(reason.into()), 0));
             }
-            Fetched::Missing => {
+            Fetched::Missing(reason) => {
                 let tries = missing.entry(id).or_default();
                 *tries += 1;
                 if *tries < MISSING_TRIES {
                     return MISSING_DELAY;
                 }
                 missing.remove(&id);
-                let reason = format!("Avro: the registry has no schema {id}");
+                let reason = bounds::truncate(&reason, MAX_REASON_BYTES).into_owned();
                 tracing::warn!(
                     url,
                     id,
-                    "the schema does not exist; its messages become dead letters"
+                    reason,
+                    "messages of the schema become dead letters"
                 );
                 let mut entry = Entry::new(Err(reason.into()), 0);
                 entry.expires_at = Some(Instant::now() + MISSING_TIME);
