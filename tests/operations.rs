@@ -1,13 +1,14 @@
 //! Work next to the pipeline: backups, retention, the limits of disk and log.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
 use crate::support::{
-    FILE_ONLY, FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, assert_holds_exactly, copy, ndjson,
-    records, without_as_of,
+    FILE_ONLY, FREE_PORT, FREQUENT_COMMITS, HTTP_ONLY, Lcg, TestFolder, assert_holds_exactly, copy,
+    ndjson, records, without_as_of,
 };
 
 /// A test folder with a copy of a backup as its data.
@@ -339,4 +340,57 @@ places = {{ venue = "venue_id", name = "venue_name", lat = "lat", lon = "lon", e
         2,
         "the table has its own retention"
     );
+}
+
+/// The command of `docs/operations/weir.crontab`, in a test folder and with the binary under test.
+fn crontab_line(folder: &TestFolder) -> Command {
+    let crontab = include_str!("../docs/operations/weir.crontab");
+    let line = crontab.lines().find(|line| line.starts_with("*/15"));
+    // Five fields of time, then what cron gives to the shell.
+    let command = line
+        .expect("a line")
+        .splitn(6, ' ')
+        .nth(5)
+        .expect("a command");
+    let command = command.replace("/var/lib/weir", folder.path("").to_str().expect("text"));
+    let binary = Path::new(env!("CARGO_BIN_EXE_weir"));
+    let path = std::env::var("PATH").expect("a path");
+    let path = format!("{}:{path}", binary.parent().expect("a folder").display());
+    let mut sh = Command::new("/bin/sh");
+    sh.args(["-c", &command])
+        .env("PATH", path)
+        .stdin(Stdio::null());
+    sh
+}
+
+#[test]
+fn the_line_of_the_crontab_runs_and_lets_another_run_work() {
+    let folder = TestFolder::new("");
+    let all = records(300, 9);
+    for part in [200, 300] {
+        folder.write("in.ndjson", &ndjson(&all[..part]));
+        let status = crontab_line(&folder).status().expect("a shell");
+        assert!(status.success(), "{status}");
+    }
+    assert_holds_exactly(&folder, &all);
+    let summaries = || std::fs::read_to_string(folder.path("runs.ndjson")).expect("summaries");
+    let events: Vec<Value> = summaries()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+        .map(|summary| summary["streams"]["rsvps"]["events"].clone())
+        .collect();
+    assert_eq!(events, [200, 100]);
+    // One that finds the folder in use has nothing to do, says so in the log, and is no failure.
+    folder.configure(&format!("{FREE_PORT}{FILE_ONLY}"));
+    let server = start(&folder);
+    let status = crontab_line(&folder).status().expect("a shell");
+    assert!(status.success(), "{status}");
+    server.stop();
+    assert_eq!(summaries().lines().count(), 2);
+    let log = std::fs::read_to_string(folder.path("weir.log")).expect("a log");
+    assert!(log.contains("in use"), "{log}");
+    // A failure is one: cron mails it.
+    folder.configure("no TOML");
+    let status = crontab_line(&folder).status().expect("a shell");
+    assert_eq!(status.code(), Some(1));
 }

@@ -26,14 +26,17 @@ impl Check {
         for text in disorder::of_files(&config, &catalog, &SystemClock::default())? {
             eprintln!("weir: {text}");
         }
-        let streams = catalog.streams.len();
-        output::write(
-            format!(
-                "{}: valid ({streams} streams, {} sources)\n",
-                config.file_name().display(),
-                config.sources.len()
-            )
-            .as_bytes(),
-        )
+        let parts = [
+            counted(catalog.streams.len(), "stream"),
+            counted(config.sources.len(), "source"),
+            counted(config.sinks.len(), "sink"),
+        ];
+        let (file, parts) = (config.file_name(), parts.join(", "));
+        output::write(format!("{}: valid ({parts})\n", file.display()).as_bytes())
     }
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }

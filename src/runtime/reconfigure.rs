@@ -11,10 +11,11 @@ use crate::ingest;
 use crate::schema::{Catalog, Stream, names};
 use crate::wal::{Frame, FrameAttributes, Header, Kind, Records, Wal};
 
-/// Reports that another configuration applies from the log's end on, instead of `stored`.
+/// Reports that another configuration applies from the log's end on, instead of `stored`; a new
+/// folder has none.
 pub(super) fn report_change(stored: Option<&Declarations>, declared: &Declarations) {
-    tracing::info!("the configuration changed; it applies from here on");
     let Some(stored) = stored else { return };
+    tracing::info!("the configuration changed; it applies from here on");
     let (old, new) = (&stored.zone_data, &declared.zone_data);
     if old != new {
         tracing::warn!(
