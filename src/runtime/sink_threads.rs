@@ -138,10 +138,15 @@ fn health_of(sink: &Sink) -> SharedSinkHealth {
     Arc::new(std::sync::Mutex::new(health))
 }
 
-/// The sinks that have not delivered everything up to a record and were not paused.
+/// The sinks that have not delivered everything up to a record and were not paused; one that has
+/// halted has not, wherever its cursor is: it may be one of records that this log does not have.
 fn behind(handles: &Handles, end: Lsn) -> Vec<(String, SinkHealth)> {
     let sinks = handles.progress.sinks().into_iter();
-    let is_behind = |health: &SinkHealth| health.lsn < end && health.state != SinkState::Paused;
+    let is_behind = |health: &SinkHealth| match health.state {
+        SinkState::Paused => false,
+        SinkState::Halted => true,
+        SinkState::Running | SinkState::Retrying => health.lsn < end,
+    };
     sinks.filter(|(_, health)| is_behind(health)).collect()
 }
 
