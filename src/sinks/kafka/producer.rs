@@ -64,7 +64,7 @@ pub struct Failed {
 #[derive(Default)]
 struct Reports {
     refused: Vec<(MessageId, String)>,
-    first_error: Option<String>,
+    first_error: Option<KafkaError>,
 }
 
 /// Collects the reports of messages.
@@ -95,7 +95,7 @@ impl ProducerContext for Callbacks {
                 reports.refused.push((*id, too_large(bytes)));
             }
         } else if reports.first_error.is_none() {
-            reports.first_error = Some(error.to_string());
+            reports.first_error = Some(error.clone());
         }
     }
 }
@@ -189,7 +189,7 @@ impl Transactions {
                 Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
                     return Ok(Some(too_large(message.value.map_or(0, <[u8]>::len))));
                 }
-                _ => return Err(of_kafka(&error)),
+                _ => return Err(self.of_transaction(&error)),
             }
         }
     }
@@ -213,13 +213,21 @@ impl Transactions {
                 refused,
             });
         }
-        if let Some(error) = first_error {
-            return Err(failed(SinkError::Unavailable(error).into()));
-        }
-        flushed
-            .map_err(|e| of_kafka(&e))
+        let reported = first_error.map_or(Ok(()), Err);
+        reported
+            .and(flushed)
+            .map_err(|e| self.of_transaction(&e))
             .and_then(|()| self.commit_cursor(cursor))
             .map_err(failed)
+    }
+
+    /// What an error within a transaction means. Messages of a producer that another one has
+    /// replaced fail in many ways; why, its fatal error says.
+    fn of_transaction(&self, error: &KafkaError) -> TransactionError {
+        match self.producer.client().fatal_error() {
+            Some((code, _)) if is_fenced(code) => TransactionError::Fenced,
+            _ => of_kafka(error),
+        }
     }
 
     fn commit_cursor(&self, cursor: &Cursor) -> Result<(), TransactionError> {
@@ -230,10 +238,10 @@ impl Transactions {
         cursor_offset.set_metadata(cursor.to_json());
         self.producer
             .send_offsets_to_transaction(&offsets, &self.group, TIMEOUT)
-            .map_err(|e| of_kafka(&e))?;
+            .map_err(|e| self.of_transaction(&e))?;
         self.producer
             .commit_transaction(TIMEOUT)
-            .map_err(|e| of_kafka(&e))
+            .map_err(|e| self.of_transaction(&e))
     }
 }
 
@@ -262,14 +270,20 @@ fn committed_cursor(
     }
 }
 
+/// Whether another producer has taken the place of this one.
+fn is_fenced(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::InvalidProducerEpoch
+    )
+}
+
 /// Without permission somebody must act; everything else passes.
 fn of_kafka(error: &KafkaError) -> TransactionError {
     match error.rdkafka_error_code() {
-        Some(
-            RDKafkaErrorCode::ProducerFenced
-            | RDKafkaErrorCode::Fenced
-            | RDKafkaErrorCode::InvalidProducerEpoch,
-        ) => TransactionError::Fenced,
+        Some(code) if is_fenced(code) => TransactionError::Fenced,
         Some(
             RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::GroupAuthorizationFailed
