@@ -392,20 +392,20 @@ class Case:
         return {re.search(r'partition="([^"]*)"', labels)[1]: int(lag) for labels, lag in found}
 
     def lag_difference(self, *others):
-        """How the lag that this and other members show differs from the broker's, which follows within seconds; none
-        if it does not."""
+        """How the lag that this and other members show differs from the broker's once everything was read, where both
+        are 0 within seconds; none if it does not."""
         found = ()
 
-        def are_equal():
+        def is_nothing_left():
             nonlocal found
             by_weir, by_broker = [member.lags() for member in (self, *others)], self.broker.lags(self.group)
             found = by_weir, by_broker
+            is_any_left = any(any(lags.values()) for lags in (*by_weir, by_broker))
             # A member shows its own partitions.
-            is_any_wrong = any(lags.items() - by_broker.items() for lags in by_weir)
-            return not is_any_wrong and by_broker.keys() == set().union(*by_weir)
+            return not is_any_left and len(by_broker) == self.partitions and by_broker.keys() == set().union(*by_weir)
 
         try:
-            self.wait("lag", are_equal, 20)
+            self.wait("lag", is_nothing_left, 20)
         except Failure:
             return f"by /metrics {found[0]}, by the broker {found[1]}"
 
