@@ -380,7 +380,7 @@ fn the_line_of_the_crontab_runs_and_lets_another_run_work() {
         .map(|summary| summary["streams"]["rsvps"]["events"].clone())
         .collect();
     assert_eq!(events, [200, 100]);
-    // One that finds the folder in use has nothing to do, says so in the log, and is no failure.
+    // While another process works on the folder, the run reports that in its log and succeeds.
     folder.configure(&format!("{FREE_PORT}{FILE_ONLY}"));
     let server = start(&folder);
     let status = crontab_line(&folder).status().expect("a shell");
@@ -389,7 +389,7 @@ fn the_line_of_the_crontab_runs_and_lets_another_run_work() {
     assert_eq!(summaries().lines().count(), 2);
     let log = std::fs::read_to_string(folder.path("weir.log")).expect("a log");
     assert!(log.contains("in use"), "{log}");
-    // A failure is one: cron mails it.
+    // Any other error is a failure, which cron mails.
     folder.configure("no TOML");
     let status = crontab_line(&folder).status().expect("a shell");
     assert_eq!(status.code(), Some(1));

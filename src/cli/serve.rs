@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 use crate::config::Config;
 use crate::runtime::data_dir::Address;
@@ -14,6 +15,9 @@ use crate::server::{Parts, Server};
 
 /// How often metrics are updated.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+/// A gauge that is no longer updated is not shown: of a partition that another process reads now, or
+/// of a view, source or sink that is no longer configured.
+const GAUGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long requests may still run when everything else has stopped.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -43,6 +47,7 @@ pub fn serve(
             Matcher::Suffix("_seconds".into()),
             &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0],
         )
+        .map(|builder| builder.idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_TIMEOUT)))
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|e| RuntimeError::Failed(format!("metrics: {e}")))?;
     loop {

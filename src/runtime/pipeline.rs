@@ -407,9 +407,10 @@ impl OperatorStage {
     ) -> Result<(), RuntimeError> {
         self.progress.set_operators(&self.operators());
         if self.replay(end)? {
-            // Of the run before: views commit after its last snapshot, and a short run has no other.
-            self.trim()?;
             let _ = ready.send(self.resume_point());
+            // The run before left it: views commit after its last snapshot, and a short run has no
+            // other.
+            self.trim()?;
             self.apply_committed(committed)?;
         }
         self.snapshot()

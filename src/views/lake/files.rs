@@ -434,17 +434,7 @@ pub fn read(
     read_in_parts(spec, file, None, lsns)?.collect()
 }
 
-/// Likewise of some row groups.
-pub(super) fn read_groups(
-    spec: &TableSpec,
-    file: &FileEntry,
-    groups: Option<Vec<usize>>,
-    lsns: RangeInclusive<Lsn>,
-) -> Result<Vec<RecordBatch>, LakeError> {
-    read_in_parts(spec, file, groups, lsns)?.collect()
-}
-
-/// Likewise a few megabytes at a time.
+/// Likewise a few megabytes at a time, of all row groups or of some.
 pub(super) fn read_in_parts<'a>(
     spec: &'a TableSpec,
     file: &FileEntry,

@@ -8,6 +8,7 @@
 //! | `spec` | what a table stores, and where |
 //! | `view` | the view that writes one table; `memtable` has its rows above the last commit |
 //! | `table` | a Delta table and what queries see of it: opening, committing |
+//! | `version` | what a version of the table says of itself: files, checkpoints |
 //! | `change` | what one commit changes; `actions`, `columns` as Delta has them; `delta` its log |
 //! | `store` | makes Delta's commits durable; `checked` has the checksums of files |
 //! | [`files`] | Parquet: `raw` copies the log's blocks into it, [`replay`] reads them again |
@@ -40,6 +41,7 @@ pub(crate) mod scan_by_lsn;
 mod spec;
 mod store;
 mod table;
+mod version;
 mod view;
 
 use std::sync::Arc;

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
+use deltalake::DeltaTableError;
 use deltalake::kernel::{Action, Transaction};
-use deltalake::{DeltaTable, DeltaTableError};
 
-use super::actions::{add_action, read_files, read_levels, remove_action};
+use super::actions::{add_action, read_files, remove_action};
 use super::change::Change;
 use super::columns::{add_columns, column_conflict, columns_of, layout_of, metadata_of};
 use super::delta::DeltaLog;
@@ -23,6 +23,7 @@ use super::error::InView;
 use super::files::{FileEntry, sync_files};
 use super::memtable::{self, UnflushedRows};
 use super::store::CHECKPOINT_SUM;
+use super::version::{AppIds, TableVersion};
 use super::{LakeError, PerClass, RowClass, TableSpec};
 use crate::event::{Lsn, Micros, bucket};
 use crate::ids::CheckpointId;
@@ -79,40 +80,6 @@ pub struct LakeTable {
     runtime: tokio::runtime::Handle,
 }
 
-/// Delta app ids of a table's checkpoints: `weir/<instance>/<log id>/<name>`. The name is that of a
-/// class of rows. The checkpoint of an entity table, which its levels reach, is `levels`; its
-/// `recent` is what its files alone reach.
-struct AppIds {
-    classes: PerClass<String>,
-    /// Of an entity table: that of its files alone, for outside readers.
-    files: Option<String>,
-    /// That of the last record of which retention has removed a row.
-    dropped: String,
-}
-
-impl AppIds {
-    fn new(log: LogIdentity, layout: Layout) -> Self {
-        let app_id = |name: &str| format!("weir/{}/{:x}/{name}", log.instance, log.id);
-        let recent = app_id(RowClass::Recent.name());
-        let late = app_id(RowClass::Late.name());
-        match layout {
-            Layout::Buckets => Self {
-                classes: PerClass {
-                    recent: app_id("levels"),
-                    late,
-                },
-                files: Some(recent),
-                dropped: app_id("dropped"),
-            },
-            _ => Self {
-                classes: PerClass { recent, late },
-                files: None,
-                dropped: app_id("dropped"),
-            },
-        }
-    }
-}
-
 /// The table's state in Delta, under the lock of commits.
 pub(super) struct Delta {
     log: DeltaLog,
@@ -129,49 +96,6 @@ pub(super) struct Delta {
 }
 
 type FilesAndLevels = (Arc<Vec<FileEntry>>, Arc<Vec<Level>>);
-
-/// The loaded version of a table.
-struct TableVersion {
-    files: Arc<Vec<FileEntry>>,
-    levels: Arc<Vec<Level>>,
-    committed: PerClass<Option<Lsn>>,
-    files_lsn: Option<Lsn>,
-    dropped_lsn: Lsn,
-}
-
-impl TableVersion {
-    fn read(
-        spec: &TableSpec,
-        table: &DeltaTable,
-        app_ids: &AppIds,
-        runtime: &tokio::runtime::Handle,
-    ) -> Result<Self, ViewError> {
-        let checkpoint = |app_id: &String| -> Result<Option<Lsn>, ViewError> {
-            let found = runtime.block_on(async {
-                table
-                    .snapshot()?
-                    .transaction_version(table.log_store().as_ref(), app_id)
-                    .await
-            });
-            Ok(found.in_folder(&spec.root)?.map(|lsn| lsn as u64))
-        };
-        Ok(Self {
-            committed: PerClass {
-                recent: checkpoint(&app_ids.classes.recent)?,
-                late: checkpoint(&app_ids.classes.late)?,
-            },
-            files_lsn: app_ids
-                .files
-                .as_ref()
-                .map(checkpoint)
-                .transpose()?
-                .flatten(),
-            dropped_lsn: checkpoint(&app_ids.dropped)?.unwrap_or_default(),
-            files: Arc::new(read_files(spec, table).in_folder(&spec.root)?),
-            levels: Arc::new(read_levels(spec, table)?),
-        })
-    }
-}
 
 fn other_log_error(path: PathBuf, log: LogIdentity) -> ViewError {
     let reason = format!(

@@ -19,7 +19,7 @@ use super::leaves::{Leaf, Place, RowsByPlace, newest_of, places, reached};
 use crate::event::{Lsn, Micros};
 use crate::views::lake::checked::{BlockChecksums, CheckedFile};
 use crate::views::lake::error::{AtPath, FileError};
-use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, read_groups};
+use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, read_in_parts};
 use crate::views::lake::{LakeError, RowClass, TableSpec};
 
 /// The property of a table's Delta metadata that names its levels.
@@ -183,20 +183,17 @@ impl Level {
                 && groups.get(n + 1).is_none_or(|next| *next >= *range.start())
         };
         let wanted: Vec<usize> = (0..groups.len()).filter(is_wanted).collect();
-        let batches = read_groups(
-            spec,
-            &self.entry,
-            (!groups.is_empty()).then_some(wanted),
-            0..=Lsn::MAX,
-        )?;
-        let within = |batch: RecordBatch| {
+        let wanted = (!groups.is_empty()).then_some(wanted);
+        let batches = read_in_parts(spec, &self.entry, wanted, 0..=Lsn::MAX)?;
+        let within = |batch: Result<RecordBatch, LakeError>| {
+            let batch = batch?;
             let mask: BooleanArray = places(spec, &batch)
                 .iter()
                 .map(|place| Some(range.contains(place)))
                 .collect();
             Ok(filter_record_batch(&batch, &mask)?)
         };
-        batches.into_iter().map(within).collect()
+        batches.map(within).collect()
     }
 }
 
