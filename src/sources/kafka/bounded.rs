@@ -3,9 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::Consumer as _;
-use rdkafka::topic_partition_list::Offset;
-
 use super::batch::position_frame;
 use super::client::{Listing, broker_error, list_partitions};
 use super::handoff::PartitionFrame;
@@ -40,7 +37,6 @@ impl Source<'_> {
         let (mut progress, mut moved_at) = (self.progress(), Instant::now());
         while self.is_to_continue() {
             self.round()?;
-            self.update_positions();
             if self.is_complete() {
                 return self.finish();
             }
@@ -92,21 +88,6 @@ impl Source<'_> {
         let seconds = CONNECT_TIMEOUT.as_secs();
         let reason = format!("the brokers sent nothing for {seconds} seconds: {reason}");
         broker_error(self.def, &reason)
-    }
-
-    /// Takes how far the client library has come, which passes markers of transactions at the end
-    /// of a partition, where no record follows them.
-    fn update_positions(&mut self) {
-        let Ok(positions) = self.consumer.position() else {
-            return;
-        };
-        for element in positions.elements() {
-            let id = self.partitions.find(element.topic(), element.partition());
-            if let (Some(id), Offset::Offset(offset)) = (id, element.offset()) {
-                let passed = u64::try_from(offset).unwrap_or(0);
-                self.partitions.get_mut(id).passed = passed;
-            }
-        }
     }
 
     fn is_complete(&self) -> bool {

@@ -28,10 +28,8 @@ pub(super) struct PartitionStatistics {
     pub name: TopicPartition,
     /// Its leader is connected: what is known of its end is up to date.
     pub is_led: bool,
-    /// The offset after the last committed record.
+    /// The offset after the last record, which may be part of an open transaction.
     pub high: Option<u64>,
-    /// The offset after the last message, or marker of a transaction, passed to the source.
-    pub passed: Option<u64>,
     /// The offset that the group confirmed last.
     pub committed: Option<u64>,
 }
@@ -145,8 +143,7 @@ impl ClientContext for Callbacks {
             known.map(|partition| PartitionStatistics {
                 name: TopicPartition::new(&topic.topic, partition.partition),
                 is_led: is_up(partition.leader),
-                high: offset(partition.ls_offset).or(offset(partition.hi_offset)),
-                passed: offset(partition.app_offset),
+                high: offset(partition.hi_offset),
                 committed: offset(partition.committed_offset),
             })
         });

@@ -7,14 +7,18 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::topic_partition_list::Offset;
 
 use super::Source;
 use super::client::offsets;
 
 /// Between two commits.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-/// A commit that the statistics do not show after this long is repeated.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks at how far the client library has come.
+const POSITIONS_INTERVAL: Duration = Duration::from_millis(100);
+/// A commit that the statistics, which come once a second, do not show after this long is repeated:
+/// the group refuses commits while it rebalances.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Source<'_> {
     /// Takes what became durable, and what the client library reported.
@@ -27,25 +31,47 @@ impl Source<'_> {
         let is_connected = mailbox.is_connected.take();
         let errors = std::mem::take(&mut mailbox.errors);
         drop(mailbox);
-        let is_overdue = self
-            .committed_at
-            .is_some_and(|at| at.elapsed() >= CONFIRM_TIMEOUT);
         for known in statistics {
             if let Some(id) = self.partitions.find(&known.name.topic, known.name.number) {
                 let partition = self.partitions.get_mut(id);
                 partition.is_led = known.is_led;
                 partition.high = known.high.or(partition.high);
-                // It may date from before the assignment, which a bounded run, which asks itself,
-                // would take for the end.
-                if partition.is_assigned && !self.context.once {
-                    partition.passed = known.passed.unwrap_or(partition.passed);
-                }
+                let is_overdue = partition
+                    .committed_at
+                    .is_some_and(|at| at.elapsed() >= CONFIRM_TIMEOUT);
                 if is_overdue && known.committed != partition.committed {
                     partition.committed = None;
                 }
             }
         }
         self.connection.update(is_connected, errors);
+    }
+
+    /// Takes how far the client library has come, which passes markers of transactions, also at the
+    /// end of a partition, where no record follows them.
+    pub(super) fn update_positions(&mut self) {
+        let is_due = self
+            .positions_read_at
+            .is_none_or(|at| at.elapsed() >= POSITIONS_INTERVAL);
+        if !is_due {
+            return;
+        }
+        self.positions_read_at = Some(Instant::now());
+        let Ok(positions) = self.consumer.position() else {
+            return;
+        };
+        for element in positions.elements() {
+            let id = self.partitions.find(element.topic(), element.partition());
+            let Some(partition) = id.map(|id| self.partitions.get_mut(id)) else {
+                continue;
+            };
+            if let Offset::Offset(offset) = element.offset() {
+                partition.passed = u64::try_from(offset).unwrap_or(0);
+            } else {
+                // It has been assigned again, and nothing was passed since.
+                (partition.passed, partition.has_dropped) = (0, false);
+            }
+        }
     }
 
     /// Commits what became durable since the last commit, once a second.
@@ -62,27 +88,31 @@ impl Source<'_> {
     /// Commits the durable offsets of these partitions, without waiting for the answer. The client
     /// library logs a failure.
     fn commit(&mut self, ids: &[usize]) {
-        let changed: Vec<usize> = ids
+        let is_outbox_empty = self.outbox.is_empty();
+        let changed: Vec<(usize, u64)> = ids
             .iter()
-            .copied()
-            .filter(|id| self.partitions.get(*id).uncommitted().is_some())
+            .filter_map(|id| {
+                let partition = self.partitions.get_mut(*id);
+                partition.update_reached(is_outbox_empty);
+                Some((*id, partition.uncommitted()?))
+            })
             .collect();
         if changed.is_empty() {
             return;
         }
-        self.committed_at = Some(Instant::now());
-        let stored = changed.iter().filter_map(|id| {
-            let partition = self.partitions.get(*id);
-            Some((&partition.name, partition.stored?))
-        });
-        let sent = offsets(stored).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
+        let now = Instant::now();
+        self.committed_at = Some(now);
+        let durable = changed
+            .iter()
+            .map(|(id, offset)| (&self.partitions.get(*id).name, *offset));
+        let sent = offsets(durable).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
         if let Err(error) = sent {
             tracing::debug!(source = self.context.name, %error, "offsets were not committed");
             return;
         }
-        for id in changed {
+        for (id, offset) in changed {
             let partition = self.partitions.get_mut(id);
-            partition.committed = partition.stored;
+            (partition.committed, partition.committed_at) = (Some(offset), Some(now));
         }
     }
 

@@ -159,8 +159,9 @@ struct Source<'a> {
     /// When partitions without a start are tried again.
     retry_starts_at: Instant,
     revocation: Option<Revocation>,
-    /// When offsets were committed last.
+    /// When offsets were committed last, and when positions of the client library were read.
     committed_at: Option<Instant>,
+    positions_read_at: Option<Instant>,
     connection: Connection,
     subscribed: BTreeSet<String>,
     topics_checked_at: Option<Instant>,
@@ -203,6 +204,7 @@ impl<'a> Source<'a> {
             retry_starts_at: Instant::now(),
             revocation: None,
             committed_at: None,
+            positions_read_at: None,
             connection: Connection::default(),
             subscribed: BTreeSet::new(),
             topics_checked_at: None,
@@ -236,6 +238,7 @@ impl<'a> Source<'a> {
         self.begin_partitions()?;
         self.flush(false);
         self.hand_over()?;
+        self.update_positions();
         self.commit_stored();
         self.publish_health();
         Ok(())
@@ -277,14 +280,15 @@ impl<'a> Source<'a> {
         };
         let context = self.context;
         let partition = self.partitions.get_mut(id);
-        let Some(taken) = partition
-            .taken
-            .filter(|_| partition.phase == Phase::Reading)
-        else {
+        let Some(taken) = partition.taken else {
             return 0;
         };
         // Never a record twice, whatever is delivered; nor, in a bounded run, one that came later.
         if offset < taken || partition.end.is_some_and(|end| offset >= end) {
+            return 0;
+        }
+        if partition.phase != Phase::Reading {
+            partition.has_dropped = true;
             return 0;
         }
         let mut metadata = metadata_of(message, self.def.tombstone);
@@ -304,6 +308,7 @@ impl<'a> Source<'a> {
             }
             Value::AwaitsSchema(id) => {
                 partition.phase = Phase::AwaitingSchema(id);
+                partition.has_dropped = true;
                 return 0;
             }
         };
@@ -314,6 +319,7 @@ impl<'a> Source<'a> {
         batch.push(context, offset, value, &metadata);
         let bytes = batch.bytes() - before;
         partition.taken = Some(offset + 1);
+        partition.has_dropped = false;
         if batch.is_full() {
             self.finish_batch(id);
         }

@@ -9,9 +9,10 @@
 //!                        └──────no start───────► Halted ───revoked──────────────────────────┘
 //! ```
 //!
-//! Four offsets order what is known of a partition: `committed ≤ stored ≤ sent ≤ taken`.
+//! Offsets order what is known of a partition: `stored ≤ sent ≤ taken`, and `committed ≤ reached` or `stored`.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::batch::Batch;
 use super::topics::TopicPartition;
@@ -48,17 +49,24 @@ pub(super) struct Partition {
     pub sent: Option<u64>,
     /// The offset after what is durable.
     pub stored: Option<u64>,
-    /// The offset committed to the group, as far as this process did it.
+    /// Up to here everything is durable: `stored`, and what follows it without a record, such as
+    /// markers of transactions.
+    pub reached: u64,
+    /// The offset committed to the group, as far as this process did it, and when.
     pub committed: Option<u64>,
+    pub committed_at: Option<Instant>,
     /// Where it began in this run.
     pub began_at: Option<u64>,
     /// A bounded run reads up to here.
     pub end: Option<u64>,
-    /// The offset after the broker's last record.
+    /// The offset after the broker's last record, which may be part of an open transaction.
     pub high: Option<u64>,
     /// The offset after what the client library passed to us, which includes markers of
     /// transactions.
     pub passed: u64,
+    /// Messages were passed to us and dropped: they come again. Until the first of them does, how
+    /// far the library came says nothing.
+    pub has_dropped: bool,
     /// Its leader is connected, by the last statistics.
     pub is_led: bool,
     /// Arrival of the last record in the log.
@@ -77,11 +85,14 @@ impl Partition {
             taken: None,
             sent: None,
             stored: None,
+            reached: 0,
             committed: None,
+            committed_at: None,
             began_at: None,
             end: None,
             high: None,
             passed: 0,
+            has_dropped: false,
             is_led: false,
             received_at: None,
             batch: None,
@@ -95,15 +106,17 @@ impl Partition {
         self.received_at = Some(received_at);
     }
 
-    /// Sets where it continues; a frame that stores it is on its way, or was stored before.
+    /// Sets where it continues, also before where it was; a frame that stores it is on its way, or was stored before.
     pub fn set_position(&mut self, offset: u64) {
         self.taken = Some(offset);
         self.sent = Some(offset);
+        self.reached = 0;
     }
 
     /// Forgets what was taken and not sent: it is read again.
     pub fn discard_unsent(&mut self) {
         self.batch = None;
+        self.has_dropped |= self.taken != self.sent;
         self.taken = self.sent;
     }
 
@@ -114,7 +127,8 @@ impl Partition {
 
     /// How far it was read, including offsets without a record.
     pub fn position(&self) -> Option<u64> {
-        self.taken.map(|taken| taken.max(self.passed))
+        let passed = if self.has_dropped { 0 } else { self.passed };
+        self.taken.map(|taken| taken.max(passed))
     }
 
     /// Whether it is known that the log has everything that the broker has, so that nothing but time
@@ -145,9 +159,23 @@ impl Partition {
         self.end.is_some_and(reached)
     }
 
+    /// Notes how far everything is durable, if nothing of it is on its way. A message after the end of
+    /// a bounded run was passed to us and is not taken.
+    pub fn update_reached(&mut self, is_outbox_empty: bool) {
+        let has_everything = self.phase == Phase::Reading
+            && self.batch.is_none()
+            && is_outbox_empty
+            && self.is_drained();
+        if let Some(position) = self.position().filter(|_| has_everything) {
+            let end = self.end.unwrap_or(u64::MAX);
+            self.reached = self.reached.max(position.min(end));
+        }
+    }
+
     /// The offset to commit to the group, if it is not committed yet.
     pub fn uncommitted(&self) -> Option<u64> {
-        self.stored.filter(|_| self.stored != self.committed)
+        let durable = self.stored.map(|stored| stored.max(self.reached));
+        durable.filter(|_| durable != self.committed)
     }
 }
 
@@ -237,5 +265,47 @@ mod tests {
         partition.committed = Some(15);
         assert!(partition.is_drained());
         assert_eq!(partition.uncommitted(), None);
+    }
+
+    #[test]
+    fn markers_after_the_last_record_are_committed_once_all_before_them_is_durable() {
+        let mut table = PartitionTable::default();
+        let id = table.add(TopicPartition::new("t", 1), "s");
+        let partition = table.get_mut(id);
+        partition.restore(10, 5);
+        partition.phase = Phase::Reading;
+        partition.high = Some(12);
+        // Two markers, and a record on its way.
+        partition.passed = 12;
+        partition.update_reached(false);
+        assert_eq!(partition.uncommitted(), Some(10));
+        partition.sent = Some(11);
+        partition.update_reached(true);
+        assert_eq!(partition.uncommitted(), Some(10));
+        // The library has passed a message for which the source was not ready.
+        partition.sent = Some(10);
+        partition.has_dropped = true;
+        partition.update_reached(true);
+        assert_eq!(
+            (partition.uncommitted(), partition.lag()),
+            (Some(10), Some(2))
+        );
+        // A bounded run does not take the message after its end.
+        partition.has_dropped = false;
+        partition.end = Some(11);
+        partition.update_reached(true);
+        assert_eq!(partition.uncommitted(), Some(11));
+        partition.end = None;
+        partition.update_reached(true);
+        assert_eq!(partition.uncommitted(), Some(12));
+        // Another record comes: what was committed is not taken back.
+        partition.committed = Some(12);
+        (partition.taken, partition.sent) = (Some(13), Some(13));
+        partition.update_reached(true);
+        assert_eq!(partition.uncommitted(), None);
+        // The topic was created again, and the reset accepted.
+        partition.set_position(0);
+        partition.stored = Some(0);
+        assert_eq!(partition.uncommitted(), Some(0));
     }
 }

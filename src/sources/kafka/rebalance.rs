@@ -111,7 +111,7 @@ impl Source<'_> {
             let partition = self.partitions.get_mut(id);
             partition.phase = Phase::Idle;
             // Another member may commit to it from now on.
-            partition.committed = None;
+            (partition.committed, partition.committed_at) = (None, None);
         }
         Ok(())
     }
@@ -142,6 +142,8 @@ impl Source<'_> {
             partition.is_assigned = true;
             partition.passed = 0;
         }
+        // At once, before the library passes something.
+        self.positions_read_at = None;
         Ok(())
     }
 

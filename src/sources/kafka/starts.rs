@@ -71,7 +71,8 @@ impl Source<'_> {
         let start = decide_start(partition.taken, broker, first);
         let is_bounded = self.context.once;
         let partition = self.partitions.get_mut(id);
-        partition.high = Some(broker.high);
+        // The statistics know the end of open transactions, too, and this does not.
+        partition.high = is_bounded.then_some(broker.high);
         if is_bounded {
             partition.end.get_or_insert(broker.high);
         }
@@ -153,7 +154,9 @@ impl Source<'_> {
             next_offset: offset,
             submission,
         });
-        self.partitions.get_mut(id).taken = Some(offset);
+        let partition = self.partitions.get_mut(id);
+        partition.taken = Some(offset);
+        partition.reached = 0;
     }
 
     /// Begins every partition again after a delay, each where it is: one of them has an error.
