@@ -80,6 +80,12 @@ impl From<StateError> for SinkError {
 
 /// Where a sink writes.
 pub trait Target: Send {
+    /// The cursor to continue from, as far as it is known without taking the target away from
+    /// another process: one whose log lacks what the target has must not do that.
+    fn look(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
+        Ok(stored.cursor)
+    }
+
     /// Connects, and creates or checks what it writes to. `stored` is the cursor of the data folder.
     /// Returns the one to continue from: its own, if it has one that counts
     /// ([`StoredCursor::or_of_target`]). Called again after each error.

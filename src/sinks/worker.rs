@@ -272,10 +272,13 @@ impl Worker {
     /// Connects to the target, and takes the cursor from where it counts.
     fn open_target(&mut self) -> Result<(), SinkError> {
         self.check_tables()?;
-        self.check_log()?;
         let mut state = self.state.clone();
         let (cursor, start) = (state.cursor, state.start);
-        state.cursor = self.target.open(StoredCursor { cursor, start })?;
+        self.check_log(cursor)?;
+        let stored = StoredCursor { cursor, start };
+        let known = self.target.look(stored)?;
+        self.check_log(known)?;
+        state.cursor = self.target.open(stored)?;
         if start == Start::New && state.cursor != cursor {
             // The state was removed: what retention has taken since the target's cursor is unknown.
             let known = state.known_dropped.iter_mut().flatten();
@@ -283,7 +286,7 @@ impl Worker {
         }
         state.start = Start::Continued;
         self.state.cursor = state.cursor;
-        self.check_log()?;
+        self.check_log(state.cursor)?;
         if start != Start::Continued {
             // Stored before the target gets a cursor of the new epoch, which then counts.
             self.context.folder.store(&state)?;
@@ -322,10 +325,9 @@ impl Worker {
 
     /// Refuses to continue where the cursor is not one of this log. When the sink is opened first,
     /// the log must have its records already: what sources add later are other ones.
-    fn check_log(&mut self) -> Result<(), SinkError> {
+    fn check_log(&mut self, cursor: Cursor) -> Result<(), SinkError> {
         const RESET: &str =
             "continue by `weir sinks reset NAME --from earliest`, or `--from latest`";
-        let cursor = &self.state.cursor;
         if cursor.log != self.context.log.id {
             return Err(SinkError::Halted(format!(
                 "its cursor belongs to another log than that of this data folder; {RESET}"
@@ -334,7 +336,7 @@ impl Worker {
         let end = self.first_end.unwrap_or_else(|| self.log_end());
         let reached = cursor.scan.map_or(cursor.lsn, |scan| scan.to);
         if reached > end && !self.state.must_reset {
-            self.state.must_reset = true;
+            (self.state.cursor, self.state.must_reset) = (cursor, true);
             self.store()?;
         }
         if self.state.must_reset {

@@ -4,6 +4,16 @@
 //! consumer group that is the sink's own and has no members. The transactional id is the sink's, so
 //! that a second process with the same sink fences the first, which halts.
 //!
+//! A fence is not always by another process: the broker fences a producer whose transaction took too
+//! long, also while the machine slept, and a request to begin that was not answered may be carried
+//! out when the producer after it works already. So a sink that was fenced halts only once somebody
+//! else has committed a cursor. Of two processes that fence one another, one commits first:
+//!
+//! ```text
+//! first: works at 100 │ fenced, looks: 100, begins again   │ commits 110 │ works
+//! second:  begins     │ fenced in its transaction          │ looks: 110, halts
+//! ```
+//!
 //! After any error the producer is destroyed. The next one begins with `init_transactions`, which
 //! ends what the last one left open, and then reads the cursor: whether a commit whose answer was
 //! lost has happened is decided by the broker alone.
@@ -17,7 +27,6 @@ mod key;
 mod producer;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -33,9 +42,6 @@ use crate::schema::PlanError;
 use key::MessageKey;
 use producer::{Message, MessageId, TransactionError, Transactions};
 
-/// A second fence within this time is by another process.
-const FENCED_AGAIN: Duration = Duration::from_secs(300);
-
 /// Writes messages to a topic.
 pub struct KafkaTarget {
     context: TargetContext,
@@ -44,8 +50,26 @@ pub struct KafkaTarget {
     transactions: Option<Transactions>,
     /// Rows that the broker refused in an attempt before.
     refused: Vec<(MessageId, String)>,
-    /// When another producer took the place of this one last.
-    fenced_at: Option<Duration>,
+    known: Known,
+}
+
+/// What this process knows of the cursor that is committed.
+#[derive(Debug, Default)]
+struct Known {
+    /// The one that it found or committed last; none before the first.
+    committed: Option<Cursor>,
+    /// The one of a commit that was not answered.
+    attempted: Option<Cursor>,
+    /// The producer was fenced since.
+    was_fenced: bool,
+}
+
+impl Known {
+    /// Whether another process has fenced the producer, and committed the cursor that was found.
+    fn is_by_another(&self, found: Option<Cursor>) -> bool {
+        let is_ours = found == self.committed || found == self.attempted;
+        self.was_fenced && self.committed.is_some() && found.is_some() && !is_ours
+    }
 }
 
 impl KafkaTarget {
@@ -59,7 +83,7 @@ impl KafkaTarget {
             context,
             transactions: None,
             refused: Vec::new(),
-            fenced_at: None,
+            known: Known::default(),
         })
     }
 
@@ -137,20 +161,15 @@ fn values(table: &SinkTable, rows: &RecordBatch) -> Result<Vec<Option<Vec<u8>>>,
 }
 
 impl KafkaTarget {
-    /// What an error means for the sink. The broker fences a producer whose transaction took too
-    /// long, too: that passes with a new producer, and a second process does not.
+    /// What an error means for the sink.
     fn explain(&mut self, error: TransactionError) -> SinkError {
-        let now = self.context.clock.monotonic();
         match error {
             TransactionError::Fenced => {
-                let is_again = self.fenced_at.replace(now);
-                if is_again.is_some_and(|before| now < before + FENCED_AGAIN) {
-                    return SinkError::Halted(
-                        "another process writes with this sink: only one may run; stop it, then `weir sinks resume NAME`"
-                            .into(),
-                    );
-                }
-                SinkError::Unavailable("the broker gave the sink's transactions to another producer, or one took too long".into())
+                self.known.was_fenced = true;
+                SinkError::Unavailable(
+                    "the broker ended the sink's transaction: it took too long, or another process has taken the sink"
+                        .into(),
+                )
             }
             TransactionError::Sink(error) => {
                 if let SinkError::Halted(_) = error {
@@ -160,6 +179,28 @@ impl KafkaTarget {
                 error
             }
         }
+    }
+
+    /// Halts if another process has taken the sink; else the cursor to continue from.
+    fn checked(
+        &mut self,
+        stored: StoredCursor,
+        found: Option<Cursor>,
+    ) -> Result<Cursor, SinkError> {
+        if self.known.is_by_another(found) {
+            // Once it is resumed, the sink is this process's.
+            self.known = Known::default();
+            return Err(SinkError::Halted(
+                "another process writes with this sink: only one may run; stop it, then `weir sinks resume NAME`"
+                    .into(),
+            ));
+        }
+        Ok(stored.or_of_target(found))
+    }
+
+    /// Of its transactions and of its group.
+    fn name(&self) -> String {
+        format!("weir-{:x}-{}", self.context.log, self.context.name)
     }
 
     fn transact(&mut self, delivery: &mut Delivery) -> Result<(), TransactionError> {
@@ -173,13 +214,19 @@ impl KafkaTarget {
                 return Err(SinkError::Unavailable("weir is stopping".into()).into());
             }
         }
-        match transactions.commit(&delivery.next_cursor()) {
+        let cursor = delivery.next_cursor();
+        match transactions.commit(&cursor) {
             Ok(()) => {
                 self.refused.clear();
                 self.transactions = Some(transactions);
+                self.known = Known {
+                    committed: Some(cursor),
+                    ..Known::default()
+                };
                 Ok(())
             }
             Err(failed) => {
+                self.known.attempted = Some(cursor);
                 // The next attempt leaves these out.
                 self.refused.extend(failed.refused);
                 Err(failed.error)
@@ -189,13 +236,24 @@ impl KafkaTarget {
 }
 
 impl Target for KafkaTarget {
+    fn look(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
+        match producer::look(&self.def, &self.name()) {
+            Ok(found) => self.checked(stored, found),
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
     fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         self.transactions = None;
-        let name = format!("weir-{:x}-{}", self.context.log, self.context.name);
-        match Transactions::begin(&self.def, &name) {
+        match Transactions::begin(&self.def, &self.name()) {
             Ok((transactions, found)) => {
+                let cursor = self.checked(stored, found)?;
                 self.transactions = Some(transactions);
-                Ok(stored.or_of_target(found))
+                self.known = Known {
+                    committed: found,
+                    ..Known::default()
+                };
+                Ok(cursor)
             }
             Err(error) => Err(self.explain(error)),
         }
@@ -207,5 +265,35 @@ impl Target for KafkaTarget {
 
     fn order(&self) -> Vec<usize> {
         vec![0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fenced_sink_halts_once_somebody_else_has_committed() {
+        let at = |lsn| Some(Cursor::at(1, 0, lsn));
+        let known = |was_fenced| Known {
+            committed: at(100),
+            attempted: at(110),
+            was_fenced,
+        };
+        for (found, expected) in [
+            // A transaction that took too long.
+            (at(100), false),
+            // A commit that was not answered was done.
+            (at(110), false),
+            (at(105), true),
+            (at(120), true),
+            // The broker has forgotten it.
+            (None, false),
+        ] {
+            assert_eq!(known(true).is_by_another(found), expected, "{found:?}");
+            assert!(!known(false).is_by_another(found), "{found:?}");
+        }
+        // The first look of a process.
+        assert!(!Known::default().is_by_another(at(5)));
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerGroupMetadata};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
@@ -20,7 +20,12 @@ use crate::sources::kafka::client;
 const TIMEOUT: Duration = Duration::from_secs(25);
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
+/// The broker ends a transaction that takes longer, and fences its producer.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
+/// How long reports of the client library are waited for after an error, and how many are taken.
+const REPORT_WAIT: Duration = Duration::from_millis(50);
+const MAX_REPORTS: usize = 64;
 /// Sending polls the library for delivery reports after so many messages.
 const POLL_EVERY: usize = 256;
 /// The partition in whose name the cursor is committed; every topic has it.
@@ -65,11 +70,27 @@ pub struct Failed {
 struct Reports {
     refused: Vec<(MessageId, String)>,
     first_error: Option<KafkaError>,
+    /// The last error of the client itself.
+    problem: Option<String>,
 }
 
-/// Collects the reports of messages.
+/// Collects the reports of messages, and the last error of a connection.
 #[derive(Clone, Default)]
 struct Callbacks(Arc<Mutex<Reports>>);
+
+impl Callbacks {
+    /// An error with what the client library said of its cause, such as a wrong password: the error
+    /// itself only says that there was no answer.
+    fn explain(&self, error: TransactionError) -> TransactionError {
+        let problem = lock_of(&self.0).problem.take();
+        match (error, problem) {
+            (TransactionError::Sink(SinkError::Unavailable(reason)), Some(problem)) => {
+                SinkError::Unavailable(format!("{reason}: {problem}")).into()
+            }
+            (error, _) => error,
+        }
+    }
+}
 
 impl ClientContext for Callbacks {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -78,8 +99,16 @@ impl ClientContext for Callbacks {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka");
+        let mut reports = lock_of(&self.0);
+        // That all brokers are down says less than the error of the last one before it.
+        let says_less = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
+        if !says_less || reports.problem.is_none() {
+            reports.problem = Some(reason.to_owned());
+        }
     }
 }
+
+impl ConsumerContext for Callbacks {}
 
 impl ProducerContext for Callbacks {
     type DeliveryOpaque = Box<MessageId>;
@@ -116,25 +145,16 @@ pub struct Transactions {
 impl Transactions {
     /// Ends what a producer of this name left open, and returns the cursor that is committed.
     pub fn begin(def: &KafkaSink, name: &str) -> Result<(Self, Option<Cursor>), TransactionError> {
-        let connection = client::connection(&def.brokers, &def.security)
-            .map_err(|e| SinkError::Halted(e.to_string()))?;
-        let mut config = ClientConfig::new();
-        config.set_log_level(RDKafkaLogLevel::Info);
-        for (key, value) in &connection {
-            config.set(*key, value);
-        }
-        let consumer: BaseConsumer = config
-            .clone()
-            .set("group.id", name)
-            .set("isolation.level", "read_committed")
-            .set("enable.auto.commit", "false")
-            .create()
-            .map_err(|e| SinkError::Halted(client::setting_error(&e)))?;
+        let mut config = connection(def)?;
+        let group = CursorGroup::new(config.clone(), name, "read_committed")?;
         let reports = Callbacks::default();
         let producer: BaseProducer<Callbacks> = config
             .set("transactional.id", name)
             .set("client.id", "weir")
-            .set("transaction.timeout.ms", "60000")
+            .set(
+                "transaction.timeout.ms",
+                TRANSACTION_TIMEOUT.as_millis().to_string(),
+            )
             .set("compression.type", "lz4")
             .set("linger.ms", "20")
             // The broker compares batches with the limit of the topic, and refuses all of one.
@@ -143,16 +163,15 @@ impl Transactions {
             .set("queue.buffering.max.kbytes", (16 << 10).to_string())
             .create_with_context(reports.clone())
             .map_err(|e| SinkError::Halted(client::setting_error(&e)))?;
-        producer
-            .init_transactions(TIMEOUT)
-            .map_err(|e| of_kafka(&e))?;
-        let missing = || SinkError::Unavailable("the client library has no group".into());
-        let group = consumer.group_metadata().ok_or_else(missing)?;
-        let cursor = committed_cursor(&consumer, &def.topic)?;
+        if let Err(error) = producer.init_transactions(TIMEOUT) {
+            producer.poll(REPORT_WAIT);
+            return Err(reports.explain(of_kafka(&error)));
+        }
+        let cursor = group.cursor(&def.topic)?;
         let transactions = Self {
             producer,
             reports,
-            group,
+            group: group.metadata()?,
             topic: def.topic.clone(),
             sent: 0,
         };
@@ -200,6 +219,7 @@ impl Transactions {
         let Reports {
             refused,
             first_error,
+            ..
         } = std::mem::take(&mut *lock_of(&self.reports.0));
         let failed = |error: TransactionError| Failed {
             error,
@@ -245,28 +265,73 @@ impl Transactions {
     }
 }
 
-/// The cursor of the group's committed offset; none if nothing was ever committed.
-fn committed_cursor(
-    consumer: &BaseConsumer,
-    topic: &str,
-) -> Result<Option<Cursor>, TransactionError> {
-    let mut asked = TopicPartitionList::new();
-    asked.add_partition(topic, CURSOR_PARTITION);
-    let committed = consumer
-        .committed_offsets(asked, TIMEOUT)
-        .map_err(|e| of_kafka(&e))?;
-    let Some(found) = committed.find_partition(topic, CURSOR_PARTITION) else {
-        return Ok(None);
-    };
-    match found.offset() {
-        Offset::Offset(_) => {
-            let not_ours = format!(
-                "the group of the sink has an offset for {topic} that is not a cursor of weir; give the sink another name"
-            );
-            let cursor = serde_json::from_str(found.metadata());
-            Ok(Some(cursor.map_err(|_| SinkError::Halted(not_ours))?))
+/// Settings of a client that connects as declared.
+fn connection(def: &KafkaSink) -> Result<ClientConfig, SinkError> {
+    let connection = client::connection(&def.brokers, &def.security)
+        .map_err(|e| SinkError::Halted(e.to_string()))?;
+    let mut config = ClientConfig::new();
+    config.set_log_level(RDKafkaLogLevel::Info);
+    for (key, value) in &connection {
+        config.set(*key, value);
+    }
+    Ok(config)
+}
+
+/// The cursor that is committed, while another producer of the name may work: what its transaction
+/// commits is not waited for.
+pub fn look(def: &KafkaSink, name: &str) -> Result<Option<Cursor>, TransactionError> {
+    CursorGroup::new(connection(def)?, name, "read_uncommitted")?.cursor(&def.topic)
+}
+
+/// The group whose committed offset has the cursor. Nothing joins it.
+struct CursorGroup {
+    consumer: BaseConsumer<Callbacks>,
+    reports: Callbacks,
+}
+
+impl CursorGroup {
+    fn new(mut config: ClientConfig, name: &str, isolation: &str) -> Result<Self, SinkError> {
+        let reports = Callbacks::default();
+        let consumer = config
+            .set("group.id", name)
+            .set("isolation.level", isolation)
+            .set("enable.auto.commit", "false")
+            .create_with_context(reports.clone())
+            .map_err(|e| SinkError::Halted(client::setting_error(&e)))?;
+        Ok(Self { consumer, reports })
+    }
+
+    fn metadata(&self) -> Result<ConsumerGroupMetadata, SinkError> {
+        let missing = || SinkError::Unavailable("the client library has no group".into());
+        self.consumer.group_metadata().ok_or_else(missing)
+    }
+
+    /// The cursor of the committed offset; none if nothing was ever committed.
+    fn cursor(&self, topic: &str) -> Result<Option<Cursor>, TransactionError> {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(topic, CURSOR_PARTITION);
+        let committed = self
+            .consumer
+            .committed_offsets(asked, TIMEOUT)
+            .map_err(|error| {
+                // Takes the reports that wait: each poll returns after one.
+                let is_report = |_: &usize| self.consumer.poll(REPORT_WAIT).is_some();
+                (0..MAX_REPORTS).take_while(is_report).for_each(drop);
+                self.reports.explain(of_kafka(&error))
+            })?;
+        let Some(found) = committed.find_partition(topic, CURSOR_PARTITION) else {
+            return Ok(None);
+        };
+        match found.offset() {
+            Offset::Offset(_) => {
+                let not_ours = format!(
+                    "the group of the sink has an offset for {topic} that is not a cursor of weir; give the sink another name"
+                );
+                let cursor = serde_json::from_str(found.metadata());
+                Ok(Some(cursor.map_err(|_| SinkError::Halted(not_ours))?))
+            }
+            _ => Ok(None),
         }
-        _ => Ok(None),
     }
 }
 
