@@ -91,7 +91,7 @@ impl Run {
         } else {
             summary.print(&handles);
         }
-        notes::of_tables(&handles.tables)
+        notes::all(&handles)
             .iter()
             .for_each(|note| eprintln!("{}", note.text));
         if is_interrupted { Ok(()) } else { delivered }
@@ -139,6 +139,9 @@ fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
         late: now.late.saturating_sub(before.late),
         duplicates: now.duplicates.saturating_sub(before.duplicates),
         dead_letters: now.dead_letters.saturating_sub(before.dead_letters),
+        abandoned_sessions: now
+            .abandoned_sessions
+            .saturating_sub(before.abandoned_sessions),
         max_lateness: now.max_lateness,
     }
 }

@@ -24,6 +24,9 @@ pub struct Totals {
     pub duplicates: u64,
     /// Records that did not become events.
     pub dead_letters: u64,
+    /// Sessions that were closed early since they were declared, because `max_open` were open.
+    #[serde(default)]
+    pub abandoned_sessions: u64,
     /// The farthest that a late event was below its partition's watermark, in µs.
     #[serde(default, rename = "most_late")]
     pub max_lateness: Micros,
@@ -67,6 +70,8 @@ pub struct WindowProgress {
     pub too_late: u64,
     /// Rows and windows left out because an expression had no value.
     pub failed: u64,
+    /// Windows that were closed early, because there were more groups than `max_groups`.
+    pub abandoned: u64,
     /// Bytes of its panes and retained results, approximately.
     pub memory_bytes: usize,
 }
@@ -89,6 +94,7 @@ impl Operators {
             groups: w.groups(),
             too_late: w.too_late(),
             failed: w.failed(),
+            abandoned: w.abandoned(),
             memory_bytes: w.memory_bytes(),
         };
         self.windows

@@ -177,6 +177,7 @@ impl Operators {
             state.duplicates = stream
                 .duplicates()
                 .map(|d| Deduplicator::new(d.max_keys, d.within));
+            state.totals.abandoned_sessions = 0;
             let fresh = stream
                 .session()
                 .map(|s| Sessions::new(name, s.gap, s.max_open));

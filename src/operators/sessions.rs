@@ -113,6 +113,13 @@ pub(super) struct ClosedSession {
     status: SessionStatus,
 }
 
+impl ClosedSession {
+    /// Whether it was closed early.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.status == SessionStatus::Abandoned
+    }
+}
+
 /// The parts of an event that sessions depend on.
 pub(super) struct SessionEvent<'a> {
     pub lsn: Lsn,

@@ -266,6 +266,8 @@ impl StreamState {
             }
         }
         let (session_ids, closed) = sessions.finish();
+        let abandoned = closed.iter().filter(|session| session.is_abandoned());
+        self.totals.abandoned_sessions += abandoned.count() as u64;
         Observation {
             duplicates,
             late_class,

@@ -134,7 +134,7 @@ impl Maintenance {
 
     fn report_notes(&self) {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        for note in notes::of_tables(&self.handles.tables) {
+        for note in notes::all(&self.handles) {
             if reported.insert(note.key) {
                 tracing::warn!("{}", note.text);
             }

@@ -36,6 +36,8 @@ pub(super) fn publish(
         metrics::counter!("weir_late_total", "stream" => name.clone()).absolute(totals.late);
         metrics::gauge!("weir_open_sessions", "stream" => name.clone())
             .set(stream.open_sessions as f64);
+        metrics::counter!("weir_abandoned_sessions_total", "stream" => name.clone())
+            .absolute(totals.abandoned_sessions);
         metrics::counter!("weir_duplicates_total", "stream" => name).absolute(totals.duplicates);
     }
     for (name, health) in progress.sources() {
@@ -69,6 +71,8 @@ pub(super) fn publish(
             .set(window.memory_bytes as f64);
         metrics::counter!("weir_window_late_total", "window" => name.clone())
             .absolute(window.too_late);
+        metrics::counter!("weir_window_abandoned_total", "window" => name.clone())
+            .absolute(window.abandoned);
         metrics::counter!("weir_window_failed_total", "window" => name).absolute(window.failed);
     }
     publish_memory(handles, parts);

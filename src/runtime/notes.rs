@@ -1,10 +1,11 @@
-//! Notes on a folder's tables: nothing is wrong, but a change of the configuration would help.
+//! Notes on what a folder holds: nothing is wrong, but a change of the configuration would help.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::config::units::Size;
 use crate::ids::TableId;
+use crate::query::Handles;
 use crate::schema::Layout;
 use crate::views::lake::LakeTable;
 use crate::views::lake::files::FileEntry;
@@ -14,12 +15,48 @@ use crate::views::lake::files::FileEntry;
 const MIN_THIN_HOURS: usize = 1_000;
 const MAX_THIN_BYTES: u64 = 64 << 10;
 
-/// A note on a table.
+/// A note on a table, a window or a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// The table and the kind of note: a note with the same key is the same.
+    /// What it is on and the kind of note: a note with the same key is the same.
     pub key: (String, &'static str),
     pub text: String,
+}
+
+/// Notes on tables, and on windows and sessions that a limit closed early.
+pub fn all(handles: &Handles) -> Vec<Note> {
+    let windows = handles.progress.windows().into_iter();
+    let windows = windows.filter_map(|(name, progress)| {
+        let max_groups = handles.catalog.window(&name)?.def.max_groups;
+        of_window(&name, progress.abandoned, max_groups)
+    });
+    let streams = handles.progress.streams().into_iter();
+    let streams = streams.filter_map(|(name, progress)| {
+        let max_open = handles.catalog.streams.get(&name)?.session()?.max_open;
+        of_sessions(&name, progress.totals.abandoned_sessions, max_open)
+    });
+    let limited = windows.chain(streams);
+    let mut notes = of_tables(&handles.tables);
+    notes.extend(limited);
+    notes
+}
+
+fn of_window(name: &str, abandoned: u64, max_groups: usize) -> Option<Note> {
+    (abandoned > 0).then(|| Note {
+        key: (name.to_owned(), "groups"),
+        text: format!(
+            "windows of `{name}` were closed early {abandoned} times, with the status `abandoned`: more groups were open than `max_groups` ({max_groups}) under [windows.{name}] allows; raise it, or group by fewer values"
+        ),
+    })
+}
+
+fn of_sessions(stream: &str, abandoned: u64, max_open: usize) -> Option<Note> {
+    (abandoned > 0).then(|| Note {
+        key: (stream.to_owned(), "sessions"),
+        text: format!(
+            "sessions of `{stream}` were closed early {abandoned} times, with the status `abandoned`: more were open than `max_open` ({max_open}) of its `session` allows; raise it, or shorten its `gap`"
+        ),
+    })
 }
 
 /// Notes on these tables.
@@ -83,6 +120,18 @@ mod tests {
             bucket,
             ..FileEntry::sample()
         }
+    }
+
+    #[test]
+    fn what_a_limit_closed_early_is_noted() {
+        assert_eq!(of_window("w", 0, 5), None);
+        assert_eq!(of_sessions("s", 0, 5), None);
+        let notes = [of_window("top", 3, 5), of_sessions("rsvps", 2, 7)];
+        let texts: Vec<String> = notes.into_iter().flatten().map(|note| note.text).collect();
+        insta::assert_snapshot!(texts.join("\n"), @r"
+        windows of `top` were closed early 3 times, with the status `abandoned`: more groups were open than `max_groups` (5) under [windows.top] allows; raise it, or group by fewer values
+        sessions of `rsvps` were closed early 2 times, with the status `abandoned`: more were open than `max_open` (7) of its `session` allows; raise it, or shorten its `gap`
+        ");
     }
 
     #[test]

@@ -288,7 +288,7 @@ impl QueryService {
             "sources": sources,
             "sinks": sinks,
             "gaps": progress.gaps().len(),
-            "notes": notes::of_tables(&self.handles.tables).into_iter().map(|n| n.text).collect::<Vec<_>>(),
+            "notes": notes::all(&self.handles).into_iter().map(|n| n.text).collect::<Vec<_>>(),
         })
     }
 }

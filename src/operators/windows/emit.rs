@@ -73,6 +73,8 @@ pub(super) struct Emitter {
     finals: Vec<RecordBatch>,
     /// Windows left out because an expression has no value.
     pub(super) failed: u64,
+    /// Windows with rows that were closed early.
+    pub(super) abandoned: u64,
 }
 
 impl Emitter {
@@ -88,6 +90,7 @@ impl Emitter {
             stored: Vec::new(),
             finals: Vec::new(),
             failed: 0,
+            abandoned: 0,
         }
     }
 
@@ -97,6 +100,8 @@ impl Emitter {
     }
 
     pub(super) fn push(&mut self, fired: FiredWindow) {
+        let is_abandoned = fired.status == ResultStatus::Abandoned && !fired.rows.is_empty();
+        self.abandoned += u64::from(is_abandoned);
         self.fired.push(fired);
     }
 

@@ -175,6 +175,11 @@ impl WindowState {
         self.failed_rows + self.shared.emitter.failed
     }
 
+    /// Windows that were closed early, because there were too many groups.
+    pub(super) fn abandoned(&self) -> u64 {
+        self.shared.emitter.abandoned
+    }
+
     /// Groups in memory, including those of results that may still be updated.
     pub(super) fn groups(&self) -> usize {
         let retained = match &self.kind {

@@ -30,6 +30,8 @@ struct Head {
     #[serde(rename = "late")]
     too_late: u64,
     failed: u64,
+    #[serde(default)]
+    abandoned: u64,
     #[serde(rename = "cut")]
     pending_block: Lsn,
     /// End, version, `is_changed`, `was_stored` of each; their rows follow as batches.
@@ -92,6 +94,7 @@ impl WindowState {
             next_due: Micros::MAX,
             too_late: self.too_late,
             failed: self.failed(),
+            abandoned: self.abandoned(),
             pending_block: shared.panes.pending_block(),
             retained: Vec::new(),
             has_previous: shared.emitter.previous.is_some(),
@@ -161,6 +164,7 @@ impl WindowState {
         state.ignore_starts_before = head.ignore_starts_before;
         state.too_late = head.too_late;
         state.shared.emitter.failed = head.failed;
+        state.shared.emitter.abandoned = head.abandoned;
         Ok(state)
     }
 }
@@ -180,6 +184,7 @@ mod tests {
             next_due: 5,
             too_late: 6,
             failed: 7,
+            abandoned: 16,
             pending_block: 8,
             retained: vec![(9, 10, true, false)],
             has_previous: true,
@@ -197,7 +202,8 @@ mod tests {
             serde_json::to_string(&head).expect("JSON"),
             concat!(
                 r#"{"mark":1,"fired_to":2,"closed_to":3,"not_before":4,"next_due":5,"late":6,"#,
-                r#""failed":7,"cut":8,"standing":[[9,10,true,false]],"has_before":true,"#,
+                r#""failed":7,"abandoned":16,"cut":8,"standing":[[9,10,true,false]],"#,
+                r#""has_before":true,"#,
                 r#""sessions":[[[11],[{"start":12,"end":13,"panes":[14]}]]],"next_session":15}"#
             )
         );
