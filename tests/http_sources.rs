@@ -585,6 +585,25 @@ fn an_unchanged_answer_is_not_sent_again() {
 }
 
 #[test]
+fn an_unchanged_page_may_be_followed_by_a_new_one() {
+    let upstream = HandWritten::start(|_, request, stream| {
+        if request.path == "/x?page=2" {
+            return answer(stream, &[], &record(9, 1));
+        }
+        if request.header("if-none-match") == Some("\"a\"") {
+            let next = [("Link", "</x?page=2>; rel=\"next\"")];
+            return begin(stream, "304 Not Modified", &next);
+        }
+        answer(stream, &[("ETag", "\"a\"")], &records(0..3).join("\n"))
+    });
+    let folder = folder("", "http_poll", &upstream.url("/x"), "every = \"1s\"");
+    let server = server(&folder);
+    wait_until("the new page is read", || number(&server, COUNT) == 4);
+    server.stop();
+    assert_eq!(ids(&folder), [0, 1, 2, 9]);
+}
+
+#[test]
 fn a_kill_during_a_poll_neither_loses_nor_repeats_a_record() {
     const ALL: u64 = 5_000;
     let upstream = HandWritten::start(|_, _, stream| {

@@ -558,6 +558,33 @@ fn rows_wait_while_the_server_is_down_and_a_second_process_is_fenced() {
 }
 
 #[test]
+fn a_stop_ends_while_the_server_works_on_a_statement() {
+    let Some(database) = Database::start() else {
+        return;
+    };
+    let folder = http_folder(&database, &["rsvps.members"], "");
+    let all = records(600, 4);
+    let server = serve(&folder);
+    post(&server, &all[..300]);
+    wait_until("rows are delivered", || database.cursor("db") > 0);
+    database.execute(
+        "create function wait() returns trigger language plpgsql as
+            'begin perform pg_sleep(3600); return new; end';
+         create trigger wait before insert on members for each row execute function wait()",
+    );
+    post(&server, &all[300..]);
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("the statement waits", || database.number(waiting) == 1);
+    server.stop();
+    wait_until("the statement is cancelled", || {
+        database.number(waiting) == 0
+    });
+    database.execute("drop trigger wait on members");
+    folder.run_once();
+    assert_same(&database, &folder, "members", "rsvps.members");
+}
+
+#[test]
 fn rows_that_cannot_be_stored_become_dead_letters_and_the_others_arrive() {
     let Some(database) = Database::start() else {
         return;
