@@ -13,6 +13,8 @@ import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Consumer;
 import java.util.stream.Collectors;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.NewPartitions;
@@ -42,6 +44,7 @@ import org.apache.kafka.tools.consumer.group.ConsumerGroupCommand;
  *                               send PRODUCER KEY VALUE; PRODUCER is - for one without transactions
  *                               commit PRODUCER, abort PRODUCER: ends its transaction
  * read TOPIC                  the messages that a reader of committed ones gets: PARTITION, OFFSET, KEY, VALUE
+ * count TOPIC                 how many these are
  * group NAME                  what kafka-consumer-groups --describe prints
  * </pre>
  */
@@ -76,7 +79,13 @@ public class Client {
             case "grow" -> grow(words[1], Integer.parseInt(words[2]));
             case "delete" -> delete(words[1]);
             case "send" -> send(words[1], Path.of(words[2]));
-            case "read" -> read(words[1]);
+            case "read" -> read(words[1], record -> out.println(record.partition() + "\t" + record.offset() + "\t"
+                    + record.key() + "\t" + record.value()));
+            case "count" -> {
+                AtomicLong count = new AtomicLong();
+                read(words[1], record -> count.incrementAndGet());
+                out.println(count);
+            }
             case "group" -> ConsumerGroupCommand.main(
                     new String[] {"--bootstrap-server", brokers, "--describe", "--group", words[1]});
             default -> throw new IllegalArgumentException(words[0]);
@@ -194,7 +203,7 @@ public class Client {
         return producer;
     }
 
-    private void read(String topic) {
+    private void read(String topic, Consumer<ConsumerRecord<String, String>> action) {
         Map<String, Object> settings = settings();
         settings.put("isolation.level", "read_committed");
         settings.put("enable.auto.commit", false);
@@ -211,8 +220,8 @@ public class Client {
                     throw new IllegalStateException("the end of " + topic + " was not reached");
                 }
                 for (ConsumerRecord<String, String> record : consumer.poll(Duration.ofMillis(200))) {
-                    out.println(record.partition() + "\t" + record.offset() + "\t" + record.key() + "\t"
-                            + record.value());
+                    action.accept(record);
+                    deadline = System.nanoTime() + TIMEOUT.toNanos();
                 }
             }
         }

@@ -29,6 +29,7 @@ http = "127.0.0.1:0"
 name = "broker"
 type = "kafka"
 brokers = ["{brokers}"]
+{security}
 topics = {{ "{topic}" = "rsvps" }}
 group = "{group}"
 [streams.rsvps]
@@ -38,6 +39,7 @@ name = "out"
 type = "kafka"
 from = "rsvps"
 brokers = ["{brokers}"]
+{security}
 topic = "{topic}.out"
 key = "event_id"
 """
@@ -67,14 +69,15 @@ def wait(what, condition, seconds=TIMEOUT):
 
 
 def free_port():
-    """A port that is free, with the next one, which the broker's controller takes. Connections of clients do not
-    begin at ports of this range, so that it stays free while the broker is restarted."""
+    """A port that is free, with the next two, which the broker's controller and its clients with passwords take.
+    Connections of clients do not begin at ports of this range, so that it stays free while the broker is
+    restarted."""
     while True:
         port = random.randrange(20_000, 32_000)
-        with socket.socket() as first, socket.socket() as second:
+        with contextlib.ExitStack() as stack:
             try:
-                first.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 1))
+                for each in range(port, port + 3):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", each))
                 return port
             except OSError:
                 continue
@@ -87,6 +90,7 @@ class Broker:
         self.folder = tempfile.mkdtemp(prefix="weir-broker-")
         self.port = free_port()
         self.brokers = f"127.0.0.1:{self.port}"
+        self.secured = f"127.0.0.1:{self.port + 2}"
         self.client = None
 
     def __enter__(self):
@@ -130,7 +134,7 @@ class Broker:
         return done.stdout.strip()
 
     def start(self):
-        self.run("start", self.folder, self.port)
+        self.run("start", self.folder, self.port, self.port + 2)
 
     def is_listening(self):
         with socket.socket() as client:
@@ -143,6 +147,18 @@ class Broker:
         pid = int(pathlib.Path(self.folder, "pid").read_text())
         os.kill(pid, signal.SIGKILL)
         wait("the broker has ended", lambda: not self.is_listening())
+
+    def password(self):
+        return pathlib.Path(self.folder, "password").read_text().strip()
+
+    def other_authority(self):
+        """The certificate of an authority that is not the broker's, as a file."""
+        store, path = pathlib.Path(self.folder, "other.p12"), pathlib.Path(self.folder, "other.pem")
+        options = ["-alias", "other", "-keystore", store, "-storepass", "no secret", "-storetype", "PKCS12"]
+        for command in (["-genkeypair", "-keyalg", "RSA", "-dname", "CN=other"], ["-exportcert", "-rfc", "-file", path]):
+            if command[0] != "-genkeypair" or not store.exists():
+                subprocess.run(["keytool", *command, *options], check=True, capture_output=True, timeout=TIMEOUT)
+        return path
 
     def ask(self, *words):
         """Lines that `Client.java` answers to a command."""
@@ -200,9 +216,20 @@ class Case:
         self.broker.ask("create", self.topic, self.partitions, f"{self.topic}.out", 3)
         self.configure()
 
-    def configure(self):
-        text = CONFIG.format(brokers=self.broker.brokers, topic=self.topic, group=self.group)
+    def configure(self, brokers=None, security=None):
+        security = f"security = {{ {security} }}" if security else ""
+        brokers = brokers or self.broker.brokers
+        text = CONFIG.format(brokers=brokers, topic=self.topic, group=self.group, security=security)
         (self.folder / "weir.toml").write_text(text)
+
+    def secure(self, mechanism, password=None, ca_file=None):
+        """From now on with TLS and a password: by default the right one, and the broker's authority."""
+        path = self.folder / "password"
+        path.touch(0o600)
+        path.write_text(f"{password or self.broker.password()}\n")
+        security = f'protocol = "sasl_ssl", mechanism = "{mechanism}", user = "weir", password_file = "password"'
+        ca_file = ca_file or f"{self.broker.folder}/ca.pem"
+        self.configure(self.broker.secured, f'{security}, ca_file = "{ca_file}"')
 
     def another(self, copied):
         """A second folder with the same topics: a new one, or a copy of this one with its log."""
@@ -352,6 +379,11 @@ class Case:
 
     def sink(self):
         return self.sql("select state, lag, last_error from weir.sinks")[0]
+
+    def reasons(self):
+        """Why source and sink wait, as status says it."""
+        status = json.loads(self.get("api/v1/status"))
+        return status["sources"][0]["reason"], status["sinks"][0]["last_error"]
 
     def wait(self, what, condition, seconds=TIMEOUT):
         def holds():
