@@ -6,8 +6,9 @@
 //!
 //! A fence is not always by another process: the broker fences a producer whose transaction took too
 //! long, also while the machine slept, and a request to begin that was not answered may be carried
-//! out when the producer after it works already. So a sink that was fenced halts only once somebody
-//! else has committed a cursor. Of two processes that fence one another, one commits first:
+//! out when the producer after it works already. So a sink halts only once somebody else has
+//! committed a cursor, whether it was fenced or the broker could not be reached. Of two
+//! processes that fence one another, one commits first:
 //!
 //! ```text
 //! first: works at 100 │ fenced, looks: 100, begins again   │ commits 110 │ works
@@ -56,19 +57,31 @@ pub struct KafkaTarget {
 /// What this process knows of the cursor that is committed.
 #[derive(Debug, Default)]
 struct Known {
-    /// The one that it found or committed last; none before the first.
-    committed: Option<Cursor>,
+    /// The one that it found or committed last, if there was one; none before it has looked.
+    committed: Option<Option<Cursor>>,
     /// The one of a commit that was not answered.
     attempted: Option<Cursor>,
-    /// The producer was fenced since.
-    was_fenced: bool,
 }
 
 impl Known {
-    /// Whether another process has fenced the producer, and committed the cursor that was found.
+    fn at(committed: Option<Cursor>) -> Self {
+        Self {
+            committed: Some(committed),
+            attempted: None,
+        }
+    }
+
+    /// Whether another process has committed the cursor that was found. One before the last known
+    /// is no such sign: the broker may show a commit a moment later, or have lost it.
     fn is_by_another(&self, found: Option<Cursor>) -> bool {
-        let is_ours = found == self.committed || found == self.attempted;
-        self.was_fenced && self.committed.is_some() && found.is_some() && !is_ours
+        let order = |cursor: Cursor| {
+            let place = cursor.scan.map(|scan| (scan.to, scan.from_place));
+            (cursor.epoch, cursor.lsn, place)
+        };
+        let Some(committed) = self.committed else {
+            return false;
+        };
+        found.map(order) > committed.map(order) && found != self.attempted
     }
 }
 
@@ -164,13 +177,10 @@ impl KafkaTarget {
     /// What an error means for the sink.
     fn explain(&mut self, error: TransactionError) -> SinkError {
         match error {
-            TransactionError::Fenced => {
-                self.known.was_fenced = true;
-                SinkError::Unavailable(
-                    "the broker ended the sink's transaction: it took too long, or another process has taken the sink"
-                        .into(),
-                )
-            }
+            TransactionError::Fenced => SinkError::Unavailable(
+                "the broker ended the sink's transaction: it took too long, or another process has taken the sink"
+                    .into(),
+            ),
             TransactionError::Sink(error) => {
                 if let SinkError::Halted(_) = error {
                     // Once it is repaired, the rows are sent again.
@@ -190,10 +200,10 @@ impl KafkaTarget {
         if self.known.is_by_another(found) {
             // Once it is resumed, the sink is this process's.
             self.known = Known::default();
-            return Err(SinkError::Halted(
-                "another process writes with this sink: only one may run; stop it, then `weir sinks resume NAME`"
-                    .into(),
-            ));
+            let lsn = found.map_or(0, |cursor| cursor.lsn);
+            return Err(SinkError::Halted(format!(
+                "another process writes with this sink: only one may run; stop it, then `weir sinks resume NAME` continues after {lsn}, which that one has sent, and `weir sinks reset NAME --from earliest` sends all rows again"
+            )));
         }
         Ok(stored.or_of_target(found))
     }
@@ -219,10 +229,7 @@ impl KafkaTarget {
             Ok(()) => {
                 self.refused.clear();
                 self.transactions = Some(transactions);
-                self.known = Known {
-                    committed: Some(cursor),
-                    ..Known::default()
-                };
+                self.known = Known::at(Some(cursor));
                 Ok(())
             }
             Err(failed) => {
@@ -249,10 +256,7 @@ impl Target for KafkaTarget {
             Ok((transactions, found)) => {
                 let cursor = self.checked(stored, found)?;
                 self.transactions = Some(transactions);
-                self.known = Known {
-                    committed: found,
-                    ..Known::default()
-                };
+                self.known = Known::at(found);
                 Ok(cursor)
             }
             Err(error) => Err(self.explain(error)),
@@ -273,27 +277,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fenced_sink_halts_once_somebody_else_has_committed() {
+    fn a_sink_halts_once_somebody_else_has_committed() {
         let at = |lsn| Some(Cursor::at(1, 0, lsn));
-        let known = |was_fenced| Known {
-            committed: at(100),
+        let known = Known {
+            committed: Some(at(100)),
             attempted: at(110),
-            was_fenced,
         };
         for (found, expected) in [
-            // A transaction that took too long.
             (at(100), false),
             // A commit that was not answered was done.
             (at(110), false),
             (at(105), true),
             (at(120), true),
-            // The broker has forgotten it.
+            (Some(Cursor::at(1, 1, 50)), true),
+            // The broker shows it later, has lost it, or has forgotten it.
+            (at(90), false),
             (None, false),
         ] {
-            assert_eq!(known(true).is_by_another(found), expected, "{found:?}");
-            assert!(!known(false).is_by_another(found), "{found:?}");
+            assert_eq!(known.is_by_another(found), expected, "{found:?}");
         }
-        // The first look of a process.
+        // The first look of a process, and one that had found nothing.
         assert!(!Known::default().is_by_another(at(5)));
+        assert!(Known::at(None).is_by_another(at(5)));
+        assert!(!Known::at(None).is_by_another(None));
     }
 }

@@ -174,6 +174,10 @@ impl Partition {
 
     /// The offset to commit to the group, if it is not committed yet.
     pub fn uncommitted(&self) -> Option<u64> {
+        // A reset that is on its way to the log: what was stored is of the topic before.
+        if self.sent < self.stored {
+            return None;
+        }
         let durable = self.stored.map(|stored| stored.max(self.reached));
         durable.filter(|_| durable != self.committed)
     }
