@@ -15,8 +15,7 @@ use crate::server::{Parts, Server};
 
 /// How often metrics are updated.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
-/// A gauge that is no longer updated is not shown: of a partition that another process reads now, or
-/// of a view, source or sink that is no longer configured.
+/// A gauge expires that was not updated for this long: the lag of a revoked partition, for example.
 const GAUGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long requests may still run when everything else has stopped.

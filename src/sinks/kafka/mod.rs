@@ -2,13 +2,13 @@
 //!
 //! Each delivery is one transaction, which also commits the cursor: as the offset and metadata of a
 //! consumer group that is the sink's own and has no members. The transactional id is the sink's, so
-//! that a second process with the same sink fences the first, which halts.
+//! that a second process with the same sink fences the first.
 //!
 //! A fence is not always by another process: the broker fences a producer whose transaction took too
-//! long, also while the machine slept, and a request to begin that was not answered may be carried
-//! out when the producer after it works already. So a sink halts only once somebody else has
-//! committed a cursor, whether it was fenced or the broker could not be reached. Of two
-//! processes that fence one another, one commits first:
+//! long, also while the machine slept, and a late `init_transactions` of an earlier producer fences
+//! the current one. So a sink halts once another process has committed a cursor, whether it was
+//! fenced or the broker could not be reached. Of two processes that fence one another, one commits
+//! first:
 //!
 //! ```text
 //! first: works at 100 │ fenced, looks: 100, begins again   │ commits 110 │ works
@@ -59,7 +59,7 @@ pub struct KafkaTarget {
 struct Known {
     /// The one that it found or committed last, if there was one; none before it has looked.
     committed: Option<Option<Cursor>>,
-    /// The one of a commit that was not answered.
+    /// The one of a commit whose answer was lost.
     attempted: Option<Cursor>,
 }
 
@@ -71,8 +71,9 @@ impl Known {
         }
     }
 
-    /// Whether another process has committed the cursor that was found. One before the last known
-    /// is no such sign: the broker may show a commit a moment later, or have lost it.
+    /// Whether another process has committed the cursor that was found: it is above the last known.
+    /// One below that is an older one of our own: commits become visible late, and a broker may
+    /// lose some.
     fn is_by_another(&self, found: Option<Cursor>) -> bool {
         let order = |cursor: Cursor| {
             let place = cursor.scan.map(|scan| (scan.to, scan.from_place));

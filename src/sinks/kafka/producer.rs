@@ -18,6 +18,9 @@ use crate::sources::kafka::client;
 
 /// How long the broker may take to begin or end a transaction, or to say where the sink is.
 const TIMEOUT: Duration = Duration::from_secs(25);
+/// How long it may take to say where the sink is before the sink is taken. With two more of [`TIMEOUT`]
+/// it is within the time that a command to the sink waits.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The broker ends a transaction that takes longer, and fences its producer.
@@ -167,7 +170,7 @@ impl Transactions {
             producer.poll(REPORT_WAIT);
             return Err(reports.explain(of_kafka(&error)));
         }
-        let cursor = group.cursor(&def.topic)?;
+        let cursor = group.cursor(&def.topic, TIMEOUT)?;
         let transactions = Self {
             producer,
             reports,
@@ -280,7 +283,7 @@ fn connection(def: &KafkaSink) -> Result<ClientConfig, SinkError> {
 /// The cursor that is committed, while another producer of the name may work: what its transaction
 /// commits is not waited for.
 pub fn look(def: &KafkaSink, name: &str) -> Result<Option<Cursor>, TransactionError> {
-    CursorGroup::new(connection(def)?, name, "read_uncommitted")?.cursor(&def.topic)
+    CursorGroup::new(connection(def)?, name, "read_uncommitted")?.cursor(&def.topic, LOOK_TIMEOUT)
 }
 
 /// The group whose committed offset has the cursor. Nothing joins it.
@@ -307,12 +310,12 @@ impl CursorGroup {
     }
 
     /// The cursor of the committed offset; none if nothing was ever committed.
-    fn cursor(&self, topic: &str) -> Result<Option<Cursor>, TransactionError> {
+    fn cursor(&self, topic: &str, timeout: Duration) -> Result<Option<Cursor>, TransactionError> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(topic, CURSOR_PARTITION);
         let committed = self
             .consumer
-            .committed_offsets(asked, TIMEOUT)
+            .committed_offsets(asked, timeout)
             .map_err(|error| {
                 // Takes the reports that wait: each poll returns after one.
                 let is_report = |_: &usize| self.consumer.poll(REPORT_WAIT).is_some();

@@ -35,7 +35,8 @@ impl Source<'_> {
             if let Some(id) = self.partitions.find(&known.name.topic, known.name.number) {
                 let partition = self.partitions.get_mut(id);
                 partition.is_led = known.is_led;
-                partition.high = known.high.or(partition.high);
+                let high = known.high.map(|high| high.max(partition.high_at_start));
+                partition.high = high.or(partition.high);
                 let is_overdue = partition
                     .committed_at
                     .is_some_and(|at| at.elapsed() >= CONFIRM_TIMEOUT);

@@ -61,6 +61,8 @@ pub(super) struct Partition {
     pub end: Option<u64>,
     /// The offset after the broker's last record, which may be part of an open transaction.
     pub high: Option<u64>,
+    /// The end of the partition that the broker gave at its start; statistics may be older.
+    pub high_at_start: u64,
     /// The offset after what the client library passed to us, which includes markers of
     /// transactions.
     pub passed: u64,
@@ -91,6 +93,7 @@ impl Partition {
             began_at: None,
             end: None,
             high: None,
+            high_at_start: 0,
             passed: 0,
             has_dropped: false,
             is_led: false,

@@ -71,7 +71,8 @@ impl Source<'_> {
         let start = decide_start(partition.taken, broker, first);
         let is_bounded = self.context.once;
         let partition = self.partitions.get_mut(id);
-        // The statistics know the end of open transactions, too, and this does not.
+        // Without open transactions, which only the statistics include.
+        partition.high_at_start = broker.high;
         partition.high = is_bounded.then_some(broker.high);
         if is_bounded {
             partition.end.get_or_insert(broker.high);
