@@ -102,7 +102,7 @@ pub fn check_displayable(array: &ArrayRef) -> Result<(), NotDisplayable> {
     }
 }
 
-fn is_utc(zone: &str) -> bool {
+pub fn is_utc(zone: &str) -> bool {
     matches!(zone, "UTC" | "Z" | "+00:00" | "+00")
 }
 

@@ -2,6 +2,7 @@
 //! limit fails before the slice is written (`json_size`).
 
 mod json_size;
+mod times;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::sql::SqlAnswer;
 use super::{AsOf, QueryError, time_zones};
 use crate::views::lake::provider::is_binary;
 use json_size::min_json_bytes;
+use times::TimeEncoders;
 
 /// Formats of timestamps: in UTC, and without a time zone.
 const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
@@ -161,6 +163,7 @@ fn options() -> EncoderOptions {
         .with_explicit_nulls(true)
         .with_timestamp_format(LOCAL_TIME_FORMAT.into())
         .with_timestamp_tz_format(TIME_FORMAT.into())
+        .with_encoder_factory(Arc::new(TimeEncoders))
 }
 
 fn each_object(
@@ -199,7 +202,7 @@ pub fn value_bytes(batch: &RecordBatch) -> usize {
 }
 
 /// A batch in slices of at most `SLICE_ROWS` and about `SLICE_BYTES`.
-fn slices(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> {
+pub fn slices(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> {
     let step = (SLICE_BYTES * batch.num_rows() / value_bytes(batch).max(1)).clamp(1, SLICE_ROWS);
     (0..batch.num_rows())
         .step_by(step)
