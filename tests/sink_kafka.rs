@@ -1,7 +1,7 @@
 //! Sinks to Kafka, against a mock cluster in this process: what is in the topic is the table, once.
 //! The mock has no transactions that abort; those are for a real broker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
@@ -10,9 +10,10 @@ use rdkafka::message::Message;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::Value;
 
-use crate::support::{TestFolder, file_source, ndjson, records};
+use crate::support::{FILE_ONLY, TestFolder, file_source, ndjson, records};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const PARTITIONS: i32 = 3;
@@ -115,6 +116,24 @@ fn each_row_of_a_stream_is_a_message_once() {
 }
 
 #[test]
+fn a_backlog_of_several_ranges_is_sent_once() {
+    let cluster = Cluster::new();
+    let records = records(12_000, 5);
+    let folder = folder("", &records);
+    folder.run_once();
+    folder.configure(&format!("{}{FILE_ONLY}", cluster.sink("rsvps", "")));
+    folder.run_once();
+    let sent = cluster.messages();
+    let rows = folder.rows("select * exclude (year, month, day, hour) from rsvps order by lsn");
+    assert_eq!((sent.len(), rows.len()), (records.len(), records.len()));
+    let values = sent.into_iter().filter_map(|(_, value)| value).collect();
+    assert_eq!(by_column(values, "lsn"), by_column(rows, "lsn"));
+    // The cursor is after all of them.
+    folder.run_once();
+    assert_eq!(cluster.messages().len(), records.len());
+}
+
+#[test]
 fn the_last_message_of_each_key_is_the_table_of_a_window_and_of_entities() {
     for (table, columns) in [
         (
@@ -192,6 +211,31 @@ fn a_row_over_the_limit_of_messages_is_refused_and_the_others_are_sent() {
         folder.number("select count(*) from weir.sink_dead_letters"),
         0
     );
+}
+
+#[test]
+fn rows_that_the_broker_refuses_amid_a_backlog_do_not_hold_the_others() {
+    let cluster = Cluster::new();
+    let records = records(12_000, 6);
+    let folder = folder("", &records);
+    folder.run_once();
+    folder.configure(&format!("{}{FILE_ONLY}", cluster.sink("rsvps", "")));
+    // Of the whole batch: the mock does not look which message is too long.
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    cluster
+        .0
+        .request_errors(RDKafkaApiKey::Produce, &[too_large]);
+    folder.run_once();
+    let sinks = folder.rows("select state, lag from weir.sinks");
+    assert_eq!(sinks[0], serde_json::json!({"state": "running", "lag": 0}));
+    let refused = folder.rows("select lsn from weir.sink_dead_letters");
+    assert!(!refused.is_empty());
+    // The mock shows messages of the transaction that was aborted, too.
+    let sent = cluster.messages().into_iter();
+    let sent = sent.filter_map(|(_, value)| value);
+    let lsns = sent.chain(refused).filter_map(|row| row["lsn"].as_u64());
+    let lsns: BTreeSet<u64> = lsns.collect();
+    assert_eq!(lsns.len(), records.len());
 }
 
 #[test]

@@ -35,6 +35,9 @@ impl DeadLetters {
 
     /// Stores these rows durably, unless they are stored already: an attempt may be repeated.
     pub fn add(&self, rows: Vec<RefusedRow>) -> Result<(), SinkError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
         let known = super::lock(&self.health).refused.clone();
         let is_same =
             |a: &RefusedRow, b: &RefusedRow| (&a.table, a.lsn, &a.row) == (&b.table, b.lsn, &b.row);

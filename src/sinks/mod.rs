@@ -98,6 +98,11 @@ pub trait Target: Send {
 
     /// In which order the tables are read if they are several: each after those that refer to it.
     fn order(&self) -> Vec<usize>;
+
+    /// Whether it extends deliveries ([`Delivery::extend`]).
+    fn extends(&self) -> bool {
+        false
+    }
 }
 
 /// What a target works with.

@@ -12,7 +12,7 @@
 //! by themselves.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 
@@ -49,6 +49,8 @@ pub struct Batch {
 /// Rows to write, and the cursor after them.
 pub struct Delivery {
     parts: VecDeque<(usize, Part)>,
+    /// Of a sink of one table: where the rows after these come from.
+    following: Option<(LsnOrderedRows, KnownFloor)>,
     next: Cursor,
     floors: Vec<Option<Micros>>,
     rows_read: u64,
@@ -89,6 +91,24 @@ impl Delivery {
         Ok(None)
     }
 
+    /// Adds the rows that follow, as of the same moment, if there are any: a target whose commits
+    /// are slow then has fewer of them. It moves the cursor. After `until` nothing is added.
+    pub fn extend(&mut self, until: Instant) -> Result<bool, SinkError> {
+        // What is in memory is released, as soon as nothing more is read of it.
+        let Some((mut rows, known)) = self.following.take().filter(|_| Instant::now() < until)
+        else {
+            return Ok(false);
+        };
+        let added = next_by_lsn(&mut rows, known)?;
+        self.next.lsn = rows.position();
+        let is_extended = added.is_some();
+        if let Some(added) = added {
+            self.parts.push_back((0, Part::Rows(added)));
+            self.following = Some((rows, known));
+        }
+        Ok(is_extended)
+    }
+
     /// The cursor once all rows are written.
     pub fn next_cursor(&self) -> Cursor {
         self.next
@@ -127,16 +147,19 @@ pub struct Reader {
     tables: Vec<SinkTable>,
     /// In which order they are read if they are several: each after those that refer to it.
     order: Vec<usize>,
+    /// Whether what follows a delivery is held for [`Delivery::extend`].
+    extends: bool,
     /// The size of the next range, which follows from the one before.
     range: u64,
 }
 
 impl Reader {
     /// Of these tables; `order` has the indexes of all of them.
-    pub fn new(tables: Vec<SinkTable>, order: Vec<usize>) -> Self {
+    pub fn new(tables: Vec<SinkTable>, order: Vec<usize>, extends: bool) -> Self {
         Self {
             tables,
             order,
+            extends,
             range: LIMITS.first,
         }
     }
@@ -180,16 +203,28 @@ impl Reader {
         };
         let lsns = (cursor.lsn, state.applied);
         let mut rows = LsnOrderedRows::of_snapshot(&table.table, &state, lsns, limits)?;
-        let next = next_by_lsn(&mut rows, known.floor(table))?;
+        let floor = known.floor(table);
+        let first = next_by_lsn(&mut rows, floor)?;
         self.range = rows.range();
+        let next = Cursor {
+            lsn: rows.position(),
+            scan: None,
+            ..*cursor
+        };
+        // Rows that the floor has passed since may follow: they are compared with the known one.
+        let floors = match floor {
+            Some(known) if next.lsn < state.applied => known,
+            _ => state.floor(),
+        };
+        let following = (self.extends && first.is_some()).then_some((rows, floor));
         Ok(Some(Delivery {
-            parts: next.map(|rows| (0, Part::Rows(rows))).into_iter().collect(),
-            next: Cursor {
-                lsn: rows.position(),
-                scan: None,
-                ..*cursor
-            },
-            floors: vec![state.floor()],
+            parts: first
+                .map(|rows| (0, Part::Rows(rows)))
+                .into_iter()
+                .collect(),
+            following,
+            next,
+            floors: vec![floors],
             rows_read: 0,
         }))
     }
@@ -231,6 +266,7 @@ impl Reader {
         };
         Ok(Some(Delivery {
             parts,
+            following: None,
             next,
             floors: floors_now,
             rows_read: 0,
@@ -328,6 +364,7 @@ fn next_changed(table: &SinkTable, cursor: &Cursor) -> Result<Option<Delivery>, 
     };
     Ok(Some(Delivery {
         parts,
+        following: None,
         next,
         floors: vec![state.floor()],
         rows_read: 0,

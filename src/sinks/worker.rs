@@ -161,7 +161,7 @@ impl Worker {
         let is_paused = state.is_paused;
         let first_end = Some(context.log_end);
         let mut worker = Self {
-            reader: Reader::new(tables, target.order()),
+            reader: Reader::new(tables, target.order(), target.extends()),
             target,
             stored: state.clone(),
             stored_at: context.clock.monotonic(),

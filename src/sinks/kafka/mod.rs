@@ -25,23 +25,27 @@
 //! | after the commit, before the data folder has the cursor | the new cursor, in the group |
 
 mod key;
+mod messages;
 mod producer;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
-use super::{
-    Batch, Cursor, Delivery, SinkError, SinkTable, StoredCursor, Target, TargetContext, refused,
-};
+use super::{Cursor, Delivery, SinkError, SinkTable, StoredCursor, Target, TargetContext, refused};
 use crate::config::SqlBounds;
 use crate::config::sinks::KafkaSink;
-use crate::operators::lsns;
-use crate::query::encode;
+use crate::event::RefusedRow;
 use crate::schema::PlanError;
 use key::MessageKey;
-use producer::{Message, MessageId, TransactionError, Transactions};
+use messages::{Message, MessageId, Messages};
+use producer::{TransactionError, Transactions};
+
+/// How long rows are added to a transaction. A commit takes some tens of milliseconds, in which
+/// nothing is sent.
+const TRANSACTION: Duration = Duration::from_secs(1);
+/// Refused rows that are in memory until they are stored.
+const MAX_DEAD_LETTERS: usize = 64;
 
 /// Writes messages to a topic.
 pub struct KafkaTarget {
@@ -49,6 +53,8 @@ pub struct KafkaTarget {
     def: KafkaSink,
     key: MessageKey,
     transactions: Option<Transactions>,
+    /// Since it was opened.
+    has_committed: bool,
     /// Rows that the broker refused in an attempt before.
     refused: Vec<(MessageId, String)>,
     known: Known,
@@ -96,34 +102,45 @@ impl KafkaTarget {
             def: def.clone(),
             context,
             transactions: None,
+            has_committed: false,
             refused: Vec::new(),
             known: Known::default(),
         })
     }
 
-    /// Produces the rows of a batch; those that were refused before become dead letters.
-    fn produce(
+    /// Sends messages; those that were refused before become dead letters.
+    fn send(
         &self,
         transactions: &mut Transactions,
-        batch: &Batch,
+        messages: &Messages,
+        dead_letters: &mut Vec<RefusedRow>,
     ) -> Result<(), TransactionError> {
         let table = table_of(&self.context)?;
-        let (keys, values) = (self.key.keys(&batch.rows)?, values(table, &batch.rows)?);
-        let messages = keys.iter().zip(&values).zip(lsns(&batch.rows));
-        let (now, mut dead_letters) = (self.context.clock.now(), Vec::new());
-        for (row, ((key, value), lsn)) in messages.enumerate() {
-            let (key, value) = (key.as_deref(), value.as_deref());
-            let id = id(*lsn, key, value);
-            let known = self.refused.iter().find(|(known, _)| *known == id);
-            let reason = match known {
-                Some((_, reason)) => Some(reason.clone()),
-                None => transactions.send(&Message { id, key, value })?,
+        let now = self.context.clock.now();
+        for (row, message) in messages.iter().enumerate() {
+            let reason = match self.known_refusal(&message) {
+                Some(reason) => Some(reason),
+                None => transactions.send(&message)?,
             };
             if let Some(reason) = reason {
-                dead_letters.push(refused(&table.name, &batch.rows, row, reason, now));
+                dead_letters.push(refused(&table.name, &messages.rows, row, reason, now));
+                if dead_letters.len() >= MAX_DEAD_LETTERS {
+                    self.context
+                        .dead_letters
+                        .add(std::mem::take(dead_letters))?;
+                }
             }
         }
-        Ok(self.context.dead_letters.add(dead_letters)?)
+        Ok(())
+    }
+
+    fn known_refusal(&self, message: &Message<'_>) -> Option<String> {
+        if self.refused.is_empty() {
+            return None;
+        }
+        let id = message.id();
+        let known = self.refused.iter().find(|(known, _)| *known == id);
+        known.map(|(_, reason)| reason.clone())
     }
 }
 
@@ -152,26 +169,6 @@ pub struct InvalidKey {
 fn table_of(context: &TargetContext) -> Result<&SinkTable, SinkError> {
     let missing = || SinkError::Halted("the sink has no table".into());
     context.tables.first().ok_or_else(missing)
-}
-
-/// Which row a message is: its LSN and a hash of its content, since an attempt that is repeated may
-/// have other rows of the record before it.
-fn id(lsn: i64, key: Option<&str>, value: Option<&[u8]>) -> MessageId {
-    let mut hasher = DefaultHasher::new();
-    (key, value).hash(&mut hasher);
-    (lsn, hasher.finish())
-}
-
-/// Each row as JSON; null for one that retracts another, which deletes its key in a compacted topic.
-fn values(table: &SinkTable, rows: &RecordBatch) -> Result<Vec<Option<Vec<u8>>>, SinkError> {
-    let mut values = Vec::with_capacity(rows.num_rows());
-    encode::each_row(&rows.schema(), std::slice::from_ref(rows), |row| {
-        let is_retracted = table.is_retracted(rows, values.len());
-        values.push((!is_retracted).then(|| row.to_vec()));
-        Ok(())
-    })
-    .map_err(|e| SinkError::Unavailable(e.to_string()))?;
-    Ok(values)
 }
 
 impl KafkaTarget {
@@ -217,29 +214,48 @@ impl KafkaTarget {
     fn transact(&mut self, delivery: &mut Delivery) -> Result<(), TransactionError> {
         let closed = || SinkError::Unavailable("the producer is not open".into());
         let mut transactions = self.transactions.take().ok_or_else(closed)?;
+        if let Err(error) = self.write(&mut transactions, delivery) {
+            let failed = transactions.fail(error);
+            // The next attempt leaves these out.
+            self.refused.extend(failed.refused);
+            return Err(failed.error);
+        }
+        self.refused.clear();
+        self.transactions = Some(transactions);
+        self.known = Known::at(Some(delivery.next_cursor()));
+        self.has_committed = true;
+        Ok(())
+    }
+
+    /// Writes a delivery, and as much of what follows it as is read within a second, and commits the
+    /// cursor with it.
+    fn write(
+        &mut self,
+        transactions: &mut Transactions,
+        delivery: &mut Delivery,
+    ) -> Result<(), TransactionError> {
         transactions.start()?;
-        while let Some(batch) = delivery.next_batch()? {
-            self.produce(&mut transactions, &batch)?;
+        let (table, key) = (table_of(&self.context)?, &self.key);
+        // A first one is small: the one before it may have failed because it took too long.
+        let extended = if self.has_committed {
+            TRANSACTION
+        } else {
+            Duration::ZERO
+        };
+        let until = Instant::now() + extended;
+        let mut dead_letters = Vec::new();
+        messages::each(delivery, table, key, until, |messages| {
             if self.context.stop.is_requested() {
                 // Nothing is lost: the transaction is aborted, and repeated at the next start.
                 return Err(SinkError::Unavailable("weir is stopping".into()).into());
             }
-        }
+            self.send(transactions, &messages, &mut dead_letters)
+        })?;
+        // They are durable before the cursor passes them.
+        self.context.dead_letters.add(dead_letters)?;
         let cursor = delivery.next_cursor();
-        match transactions.commit(&cursor) {
-            Ok(()) => {
-                self.refused.clear();
-                self.transactions = Some(transactions);
-                self.known = Known::at(Some(cursor));
-                Ok(())
-            }
-            Err(failed) => {
-                self.known.attempted = Some(cursor);
-                // The next attempt leaves these out.
-                self.refused.extend(failed.refused);
-                Err(failed.error)
-            }
-        }
+        self.known.attempted = Some(cursor);
+        transactions.commit(&cursor)
     }
 }
 
@@ -252,7 +268,7 @@ impl Target for KafkaTarget {
     }
 
     fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
-        self.transactions = None;
+        (self.transactions, self.has_committed) = (None, false);
         match Transactions::begin(&self.def, &self.name()) {
             Ok((transactions, found)) => {
                 let cursor = self.checked(stored, found)?;
@@ -270,6 +286,10 @@ impl Target for KafkaTarget {
 
     fn order(&self) -> Vec<usize> {
         vec![0]
+    }
+
+    fn extends(&self) -> bool {
+        true
     }
 }
 

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::messages::{Message, MessageId};
 use crate::config::sinks::KafkaSink;
 use crate::sinks::lock_of;
 use crate::sinks::{Cursor, SinkError};
@@ -25,19 +26,18 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The broker ends a transaction that takes longer, and fences its producer.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(100);
+/// How long one call waits for delivery reports. It always waits that long.
+const POLL: Duration = Duration::from_millis(5);
 /// How long reports of the client library are waited for after an error, and how many are taken.
 const REPORT_WAIT: Duration = Duration::from_millis(50);
 const MAX_REPORTS: usize = 64;
-/// Sending polls the library for delivery reports after so many messages.
-const POLL_EVERY: usize = 256;
+/// Sending polls the library for delivery reports after so many messages. A report is of a batch of
+/// up to 128 KiB; its messages count as queued until it is taken.
+const POLL_EVERY: usize = 32;
 /// The partition in whose name the cursor is committed; every topic has it.
 const CURSOR_PARTITION: i32 = 0;
 /// Reasons of refused messages that one attempt keeps.
 const MAX_REFUSED: usize = 1_000;
-
-/// LSN of a row, and a hash of its content.
-pub type MessageId = (i64, u64);
 
 /// Why a transaction failed.
 #[derive(Debug)]
@@ -51,14 +51,6 @@ impl From<SinkError> for TransactionError {
     fn from(error: SinkError) -> Self {
         Self::Sink(error)
     }
-}
-
-/// A message to send; without a value it deletes its key.
-pub struct Message<'a> {
-    /// Which row it is.
-    pub id: MessageId,
-    pub key: Option<&'a str>,
-    pub value: Option<&'a [u8]>,
 }
 
 /// A transaction that was not committed.
@@ -114,17 +106,19 @@ impl ClientContext for Callbacks {
 impl ConsumerContext for Callbacks {}
 
 impl ProducerContext for Callbacks {
-    type DeliveryOpaque = Box<MessageId>;
+    /// The LSN of its row.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, id: Self::DeliveryOpaque) {
+    fn delivery(&self, result: &DeliveryResult<'_>, lsn: Self::DeliveryOpaque) {
         let Err((error, message)) = result else {
             return;
         };
         let mut reports = lock_of(&self.0);
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
             if reports.refused.len() < MAX_REFUSED {
-                let bytes = message.payload().map_or(0, <[u8]>::len);
-                reports.refused.push((*id, too_large(bytes)));
+                let (key, value) = (message.key(), message.payload());
+                let id = Message { lsn, key, value }.id();
+                reports.refused.push((id, too_large(value)));
             }
         } else if reports.first_error.is_none() {
             reports.first_error = Some(error.clone());
@@ -132,7 +126,8 @@ impl ProducerContext for Callbacks {
     }
 }
 
-fn too_large(bytes: usize) -> String {
+fn too_large(value: Option<&[u8]>) -> String {
+    let bytes = value.map_or(0, <[u8]>::len);
     format!("the message of {bytes} bytes is over the limit of the topic")
 }
 
@@ -159,7 +154,7 @@ impl Transactions {
                 TRANSACTION_TIMEOUT.as_millis().to_string(),
             )
             .set("compression.type", "lz4")
-            .set("linger.ms", "20")
+            .set("linger.ms", "5")
             // The broker compares batches with the limit of the topic, and refuses all of one.
             .set("batch.size", "131072")
             .set("message.max.bytes", (4 << 20).to_string())
@@ -190,8 +185,8 @@ impl Transactions {
     /// Hands a message over; returns the reason if it is refused for good.
     pub fn send(&mut self, message: &Message<'_>) -> Result<Option<String>, TransactionError> {
         let deadline = Instant::now() + QUEUE_TIMEOUT;
-        let mut record: BaseRecord<'_, str, [u8], Box<MessageId>> =
-            BaseRecord::with_opaque_to(&self.topic, Box::new(message.id));
+        let mut record: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(&self.topic, message.lsn);
         record.key = message.key;
         record.payload = message.value;
         self.sent += 1;
@@ -209,7 +204,7 @@ impl Transactions {
                     record = returned;
                 }
                 Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                    return Ok(Some(too_large(message.value.map_or(0, <[u8]>::len))));
+                    return Ok(Some(too_large(message.value)));
                 }
                 _ => return Err(self.of_transaction(&error)),
             }
@@ -217,31 +212,49 @@ impl Transactions {
     }
 
     /// Commits the messages together with the cursor after them.
-    pub fn commit(&mut self, cursor: &Cursor) -> Result<(), Failed> {
-        let flushed = self.producer.flush(TIMEOUT);
+    pub fn commit(&mut self, cursor: &Cursor) -> Result<(), TransactionError> {
+        self.flush().map_err(|e| self.of_transaction(&e))?;
+        let reports = lock_of(&self.reports.0);
+        if !reports.refused.is_empty() || reports.first_error.is_some() {
+            // Part of the transaction is missing; `fail` says why.
+            return Err(SinkError::Unavailable("messages were not written".into()).into());
+        }
+        drop(reports);
+        self.commit_cursor(cursor)
+    }
+
+    /// Waits until the broker has answered for each message.
+    fn flush(&self) -> KafkaResult<()> {
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            match self.producer.flush(Duration::ZERO) {
+                Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut))
+                    if Instant::now() < deadline =>
+                {
+                    self.producer.poll(POLL);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Ends a transaction that has failed, with what the broker said of its messages. Once it has
+    /// refused one, the library takes no more, and only says that it is in the wrong state.
+    pub fn fail(self, error: TransactionError) -> Failed {
+        self.producer.poll(REPORT_WAIT);
         let Reports {
             refused,
             first_error,
             ..
         } = std::mem::take(&mut *lock_of(&self.reports.0));
-        let failed = |error: TransactionError| Failed {
-            error,
-            refused: Vec::new(),
+        let error = match (error, refused.first(), first_error) {
+            (TransactionError::Fenced, ..) => TransactionError::Fenced,
+            // The rest is sent again without these.
+            (_, Some((_, reason)), _) => SinkError::Unavailable(reason.clone()).into(),
+            (_, None, Some(first)) => self.of_transaction(&first),
+            (error, None, None) => error,
         };
-        if !refused.is_empty() {
-            // Part of the transaction is missing: the rest is sent again without these.
-            let error = SinkError::Unavailable(refused[0].1.clone());
-            return Err(Failed {
-                error: error.into(),
-                refused,
-            });
-        }
-        let reported = first_error.map_or(Ok(()), Err);
-        reported
-            .and(flushed)
-            .map_err(|e| self.of_transaction(&e))
-            .and_then(|()| self.commit_cursor(cursor))
-            .map_err(failed)
+        Failed { error, refused }
     }
 
     /// What an error within a transaction means. Messages of a producer that another one has

@@ -1,0 +1,134 @@
+//! Rows as messages. They are read and encoded by a thread of their own, while those before are
+//! handed to the client library.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+
+use super::key::MessageKey;
+use crate::operators::lsns;
+use crate::query::encode;
+use crate::sinks::{Delivery, SinkError, SinkTable};
+
+/// [`Messages`] that wait to be sent, each of about 1 MiB of rows; one more is being sent, and one is
+/// complete.
+const AHEAD: usize = 1;
+
+/// LSN of a row, and a hash of its content: an attempt that is repeated may have other rows of the
+/// record before it.
+pub type MessageId = (usize, u64);
+
+/// A message to send; without a value it deletes its key.
+pub struct Message<'a> {
+    pub lsn: usize,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+}
+
+impl Message<'_> {
+    /// Which row it is.
+    pub fn id(&self) -> MessageId {
+        let mut hasher = DefaultHasher::new();
+        (self.key, self.value).hash(&mut hasher);
+        (self.lsn, hasher.finish())
+    }
+}
+
+/// The messages of some rows.
+pub struct Messages {
+    pub rows: RecordBatch,
+    keys: Vec<Option<String>>,
+    json: Vec<u8>,
+    /// Where the value of each row is; none of a row that retracts another.
+    values: Vec<Option<Range<usize>>>,
+}
+
+impl Messages {
+    /// Each row as JSON; null for one that retracts another, which deletes its key in a compacted
+    /// topic.
+    fn encode(rows: RecordBatch, table: &SinkTable, key: &MessageKey) -> Result<Self, SinkError> {
+        let (mut json, mut values) = (Vec::new(), Vec::with_capacity(rows.num_rows()));
+        encode::each_row(&rows.schema(), std::slice::from_ref(&rows), |row| {
+            let start = json.len();
+            let is_retracted = table.is_retracted(&rows, values.len());
+            if !is_retracted {
+                json.extend_from_slice(row);
+            }
+            values.push((!is_retracted).then_some(start..json.len()));
+            Ok(())
+        })
+        .map_err(|e| SinkError::Unavailable(e.to_string()))?;
+        Ok(Self {
+            keys: key.keys(&rows)?,
+            rows,
+            json,
+            values,
+        })
+    }
+
+    /// In the order of the rows.
+    pub fn iter(&self) -> impl Iterator<Item = Message<'_>> {
+        let keys = self.keys.iter().map(Option::as_deref);
+        let values = self.values.iter().cloned();
+        let messages = lsns(&self.rows).iter().zip(keys).zip(values);
+        messages.map(|((lsn, key), value)| Message {
+            lsn: *lsn as usize,
+            key: key.map(str::as_bytes),
+            value: value.map(|range| &self.json[range]),
+        })
+    }
+}
+
+/// Visits the messages of a delivery in their order, and of what follows it, as far as it is read
+/// until then.
+pub fn each<E: From<SinkError>>(
+    delivery: &mut Delivery,
+    table: &SinkTable,
+    key: &MessageKey,
+    until: Instant,
+    mut visit: impl FnMut(Messages) -> Result<(), E>,
+) -> Result<(), E> {
+    let (sender, encoded) = sync_channel(AHEAD);
+    thread::scope(|scope| {
+        let encode = move || {
+            if let Err(error) = encode_all(delivery, table, key, until, &sender) {
+                // If this fails, the visitor has given up before.
+                let _ = sender.send(Err(error));
+            }
+        };
+        let name = "weir-sink-rows".to_owned();
+        thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, encode)
+            .map_err(|e| SinkError::Unavailable(format!("cannot start a thread: {e}")))?;
+        encoded
+            .into_iter()
+            .try_for_each(|messages| visit(messages?))
+    })
+}
+
+fn encode_all(
+    delivery: &mut Delivery,
+    table: &SinkTable,
+    key: &MessageKey,
+    until: Instant,
+    encoded: &SyncSender<Result<Messages, SinkError>>,
+) -> Result<(), SinkError> {
+    loop {
+        while let Some(batch) = delivery.next_batch()? {
+            for rows in encode::slices(&batch.rows) {
+                let messages = Messages::encode(rows, table, key)?;
+                if encoded.send(Ok(messages)).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        if !delivery.extend(until)? {
+            return Ok(());
+        }
+    }
+}
