@@ -1,4 +1,5 @@
-//! The seam to time: clocks are read through this trait, so that tests can control them.
+//! The seam to time. What reads a clock for what it decides gets a [`Clock`]; the machine's is made
+//! where a folder is opened. Tests of the whole program preload a library that moves its clock.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +11,8 @@ pub trait Clock: Send + Sync + 'static {
     fn monotonic(&self) -> Duration;
 }
 
-/// The machine's wall clock, for the ages of files alone: nothing that follows from the log reads it.
+/// The machine's wall clock: for the ages and the entries of files. Nothing that follows from the log
+/// reads it, and the times at which records arrive are those of a [`Clock`].
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
@@ -18,6 +20,11 @@ pub fn wall_clock() -> SystemTime {
 /// The same in milliseconds since 1970, as Delta writes times.
 pub fn wall_clock_ms() -> i64 {
     SystemClock::default().now() / 1_000
+}
+
+/// How long ago a file was changed; nothing for a time that is yet to come.
+pub fn age(modified: SystemTime) -> Duration {
+    wall_clock().duration_since(modified).unwrap_or_default()
 }
 
 /// The machine's clocks.

@@ -273,7 +273,7 @@ impl fmt::Display for CheckpointId {
     }
 }
 
-/// What a source reads in order: a file, a socket. The pair is its identity; it has no text.
+/// What a source reads in order: a file, a socket. The pair is its identity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartitionId {
     /// The name of the source in the configuration; `http` for POSTs.

@@ -50,11 +50,21 @@ fn module(file: &str) -> String {
     let mut parts = path.split('/');
     let first = parts.next().unwrap_or_default();
     match (first, parts.next()) {
-        ("views", Some(view @ ("lake" | "search" | "places" | "counts"))) => {
-            format!("views/{view}")
-        }
+        ("views", Some(view)) if views().contains(&view.to_owned()) => format!("views/{view}"),
         _ => first.to_owned(),
     }
+}
+
+/// The folders in `src/views`, each of which is a view.
+fn views() -> Vec<String> {
+    let entries = std::fs::read_dir(root().join("src/views")).expect("the views");
+    let entries = entries.map(|entry| entry.expect("an entry"));
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> = folders
+        .map(|folder| folder.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }
 
 /// Which module may import which; `views` is what its four views share.
@@ -201,7 +211,7 @@ fn errors_as_text_become_fewer() {
 
 #[test]
 fn no_view_imports_another_view() {
-    let views = ["lake", "search", "places", "counts"];
+    let views = views();
     for (file, text) in code() {
         let from = module(&file);
         let Some(view) = from.strip_prefix("views/") else {
@@ -212,7 +222,7 @@ fn no_view_imports_another_view() {
                 .strip_prefix("views::")
                 .and_then(|p| p.split("::").next());
             assert!(
-                other.is_none_or(|o| o == view || !views.contains(&o)),
+                other.is_none_or(|o| o == view || !views.iter().any(|v| v == o)),
                 "{file} imports {path}"
             );
         }
@@ -345,7 +355,7 @@ fn libraries_are_used_in_their_modules_only() {
         ("axum", &["server/"]),
         (
             "rdkafka",
-            &["sources/kafka/", "sinks/kafka/", "cli/target/kafka.rs"],
+            &["sources/kafka/", "sinks/kafka/", "cli/destination/kafka.rs"],
         ),
         ("redb", &["views/"]),
         ("rstar", &["views/places/"]),

@@ -20,7 +20,7 @@ fn indexed(texts: &[&str]) -> TestFolder {
     folder
 }
 
-/// Lcg of the texts that a query finds.
+/// Numbers of the texts that a query finds.
 fn found(folder: &TestFolder, query: &str) -> Vec<u64> {
     let answer = folder.ask(&["search", query, "--limit", "100"]);
     let hits = answer["hits"].as_array().expect("hits").iter();

@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::{Global, tls, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
-use crate::query::ClientId;
 use crate::query::encode::Format;
+use crate::query::{ClientId, QueryError};
 use crate::runtime::RuntimeError;
 use crate::runtime::data_dir::{Address, DataDir};
 use crate::runtime::offline::Offline;
@@ -208,7 +208,10 @@ impl QueryTarget {
                         "search" => answers.search(params).await?.into_value(),
                         "nearby" => answers.nearby(params).await?.into_value(),
                         "windows" => answers.windows(params).await?.into_value(),
-                        _ => Ok(answers.status()),
+                        "status" => Ok(answers.status()),
+                        other => Err(QueryError::Invalid(format!(
+                            "a folder without a server does not answer `{other}`"
+                        ))),
                     }
                 });
                 let answer = answer?;

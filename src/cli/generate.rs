@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::Global;
-use super::target::{Sink, Target};
+use super::destination::{Destination, Output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::units::parse_time;
 use crate::generator::{Generator, RATE, Settings};
@@ -34,7 +34,7 @@ pub struct Generate {
     #[arg(long, default_value_t = 0.0, value_name = "PERCENT")]
     hostile: f64,
     #[command(flatten)]
-    target: Target,
+    destination: Destination,
 }
 
 /// Sends a recording again.
@@ -49,7 +49,7 @@ pub struct Replay {
     #[arg(long)]
     shift_to_now: bool,
     #[command(flatten)]
-    target: Target,
+    destination: Destination,
 }
 
 impl Generate {
@@ -67,8 +67,8 @@ impl Generate {
                 self.rate
             )));
         }
-        let mut sink = Sink::open(&self.target, None)?;
-        let is_paced = sink.is_paced()
+        let mut output = Output::open(&self.destination, None)?;
+        let is_paced = output.is_paced()
             || self
                 .start
                 .as_deref()
@@ -84,20 +84,20 @@ impl Generate {
         let started = Instant::now();
         for _ in 0..self.count.unwrap_or(u64::MAX) {
             let (line, mtime) = generator.next_record();
-            sink.send(mtime, line)?;
+            output.send(mtime, line)?;
             if is_paced {
                 let due = Duration::from_millis((generator.now_ms() - start_ms).max(0) as u64);
-                pace(&mut sink, started, due)?;
+                pace(&mut output, started, due)?;
             }
         }
-        sink.finish()
+        output.finish()
     }
 }
 
 /// Waits until a record is due; pending records are sent first.
-fn pace(sink: &mut Sink, started: Instant, due: Duration) -> Result<(), RuntimeError> {
+fn pace(output: &mut Output, started: Instant, due: Duration) -> Result<(), RuntimeError> {
     match due.checked_sub(started.elapsed()) {
-        Some(wait) if wait > Duration::from_millis(1) => sink.wait(wait),
+        Some(wait) if wait > Duration::from_millis(1) => output.wait(wait),
         Some(_) | None => Ok(()),
     }
 }
@@ -175,7 +175,7 @@ impl Replay {
                 again.map(|record| record.map(|record| record.line)),
             ))
         });
-        let mut sink = Sink::open(&self.target, Some(history))?;
+        let mut output = Output::open(&self.destination, Some(history))?;
         let started = Instant::now();
         let (mut first, mut newest) = (None, i64::MIN);
         for record in recording {
@@ -186,11 +186,11 @@ impl Replay {
                 if let Some(speed) = self.speed {
                     let recorded = (newest - first) as f64 / 1_000.0;
                     let due = Duration::from_secs_f64(recorded / speed.max(1e-6));
-                    pace(&mut sink, started, due)?;
+                    pace(&mut output, started, due)?;
                 }
             }
-            sink.send(record.mtime, &record.line)?;
+            output.send(record.mtime, &record.line)?;
         }
-        sink.finish()
+        output.finish()
     }
 }

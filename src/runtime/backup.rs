@@ -86,7 +86,17 @@ impl Backup {
         };
         // First: a sink of the copy sends rows again rather than skipping some.
         copy.sinks(&self.folder.sinks())?;
-        for table in self.handles.tables.values() {
+        // Every field is named, so that the compiler asks what to copy of a new view.
+        let Handles {
+            catalog: _,
+            lake: _,
+            tables,
+            search,
+            places,
+            counts,
+            progress,
+        } = &self.handles;
+        for table in tables.values() {
             let root = &table.spec.root;
             let own = Path::new("lake").join(root.file_name().unwrap_or_default());
             // The files of one version exist, and stay while nothing is trimmed.
@@ -99,18 +109,26 @@ impl Backup {
                 copy.file(&root.join(name), &own.join(name))?;
             }
         }
-        for (stream, index) in &self.handles.search {
+        for (stream, index) in search {
             for (name, file) in index.committed_files()? {
                 copy.open_file(&file, &Path::new("search").join(stream).join(name))?;
             }
         }
         copy.folder("state")?;
-        for (stream, counts) in &self.handles.counts {
-            counts.copy_to(&partial.join("state").join(format!("{stream}.counts.redb")))?;
+        for (stream, counts) in counts {
+            counts.copy_to(
+                &partial
+                    .join("state")
+                    .join(format!("{stream}.{}", views::COUNTS)),
+            )?;
             copy.files += 1;
         }
-        for (stream, places) in &self.handles.places {
-            places.copy_to(&partial.join("state").join(format!("{stream}.places.redb")))?;
+        for (stream, places) in places {
+            places.copy_to(
+                &partial
+                    .join("state")
+                    .join(format!("{stream}.{}", views::PLACES)),
+            )?;
             copy.files += 1;
         }
         for lsn in self.snapshots.list()? {
@@ -120,7 +138,7 @@ impl Backup {
                 &Path::new("operators").join(path.file_name().unwrap_or_default()),
             )?;
         }
-        let lsn = self.handles.progress.synced_lsn();
+        let lsn = progress.synced_lsn();
         copy.bytes += backup::copy(&Disk, &self.folder.log(), &partial.join("log"), lsn)?;
         copy.end(to)?;
         Ok(Summary {

@@ -617,7 +617,7 @@ impl OperatorStage {
                 Some(SegmentAge {
                     first_lsn,
                     bytes: stat.bytes,
-                    age: stat.modified.elapsed().unwrap_or_default(),
+                    age: crate::clock::age(stat.modified),
                 })
             })
             .collect()

@@ -51,9 +51,7 @@ impl LakeTable {
             }
             let age = metadata
                 .modified()
-                .ok()
-                .and_then(|m| m.elapsed().ok())
-                .unwrap_or_default();
+                .map_or(Duration::ZERO, crate::clock::age);
             if age >= GRACE {
                 std::fs::remove_file(&path).in_view(&self.spec.name)?;
             } else {

@@ -225,9 +225,7 @@ impl OrderedSource<'_> {
         let mut stamp = Stamp::from(&file.metadata()?);
         // A file that is still being written would be read in part, and halt the source afterwards.
         let mut since = Instant::now();
-        let age = crate::clock::wall_clock()
-            .duration_since(metadata.modified()?)
-            .unwrap_or_default();
+        let age = crate::clock::age(metadata.modified()?);
         while !self.context.once
             && age < SETTLE
             && since.elapsed() < SETTLE

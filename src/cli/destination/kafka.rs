@@ -1,4 +1,4 @@
-//! A topic of Kafka as the target of records: an idempotent producer, whose queue is bounded, and
+//! A topic of Kafka as the destination of records: an idempotent producer, whose queue is bounded, and
 //! which counts what the broker has confirmed.
 
 use std::collections::{BTreeMap, HashMap};
@@ -211,7 +211,7 @@ fn reason_of(error: &KafkaError) -> String {
 }
 
 /// A producer of one topic.
-pub struct KafkaSink {
+pub struct TopicProducer {
     address: TopicAddress,
     key: Option<String>,
     producer: BaseProducer<Deliveries>,
@@ -220,7 +220,7 @@ pub struct KafkaSink {
     shown_at: Instant,
 }
 
-impl KafkaSink {
+impl TopicProducer {
     /// Connects, and looks whether the topic exists; `key` is the field whose text is a message's
     /// key.
     pub fn open(address: &TopicAddress, key: Option<&str>) -> Result<Self, SendError> {
@@ -230,7 +230,7 @@ impl KafkaSink {
             config.set(name, value);
         }
         let producer = config.create_with_context(Deliveries::default());
-        let sink = Self {
+        let topic = Self {
             address: address.clone(),
             key: key.map(str::to_owned),
             producer: producer.map_err(SendError::Start)?,
@@ -238,8 +238,8 @@ impl KafkaSink {
             started: Instant::now(),
             shown_at: Instant::now(),
         };
-        sink.find_topic()?;
-        Ok(sink)
+        topic.find_topic()?;
+        Ok(topic)
     }
 
     fn find_topic(&self) -> Result<(), SendError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use self::kafka::{KafkaSink, TopicAddress};
+use self::kafka::{TopicAddress, TopicProducer};
 use super::{output, tokio_runtime};
 use crate::generator::PATH;
 use crate::runtime::RuntimeError;
@@ -21,7 +21,7 @@ const POST_RECORDS: usize = 1_000;
 
 /// Where records go.
 #[derive(Debug, Args)]
-pub struct Target {
+pub struct Destination {
     /// Write to a file instead of stdout.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["post", "serve", "to"])]
     file: Option<PathBuf>,
@@ -42,9 +42,9 @@ pub struct Target {
 }
 
 /// Where records are written.
-pub enum Sink {
+pub enum Output {
     Writer(BufWriter<Box<dyn Write>>),
-    Kafka(Box<KafkaSink>),
+    Kafka(Box<TopicProducer>),
     Post {
         client: reqwest::Client,
         url: String,
@@ -58,11 +58,11 @@ pub enum Sink {
     },
 }
 
-impl Sink {
+impl Output {
     /// `history` has the records from the first one on, where they can be read again.
-    pub fn open(target: &Target, history: Option<History>) -> Result<Self, RuntimeError> {
+    pub fn open(to: &Destination, history: Option<History>) -> Result<Self, RuntimeError> {
         let failed = |e: String| RuntimeError::Failed(e);
-        if let Some(address) = target.serve {
+        if let Some(address) = to.serve {
             let (runtime, upstream) = (tokio_runtime()?, Upstream::new(history));
             let bound = runtime
                 .block_on(upstream.clone().serve(address, PATH))
@@ -70,12 +70,12 @@ impl Sink {
             eprintln!("weir: serving ws://{bound}{PATH} and http://{bound}{PATH}");
             return Ok(Self::Serve { upstream, runtime });
         }
-        if let Some(address) = &target.to {
-            let sink = KafkaSink::open(address, target.key.as_deref());
-            let sink = sink.map_err(|e| failed(e.to_string()))?;
-            return Ok(Self::Kafka(Box::new(sink)));
+        if let Some(address) = &to.to {
+            let topic = TopicProducer::open(address, to.key.as_deref());
+            let topic = topic.map_err(|e| failed(e.to_string()))?;
+            return Ok(Self::Kafka(Box::new(topic)));
         }
-        if let Some(url) = &target.post {
+        if let Some(url) = &to.post {
             let client = reqwest::Client::builder()
                 .no_proxy()
                 .build()
@@ -88,7 +88,7 @@ impl Sink {
                 runtime: tokio_runtime()?,
             });
         }
-        let writer: Box<dyn Write> = match &target.file {
+        let writer: Box<dyn Write> = match &to.file {
             Some(path) => Box::new(
                 std::fs::File::create(path)
                     .map_err(|e| failed(format!("{}: {e}", path.display())))?,
@@ -104,6 +104,7 @@ impl Sink {
         matches!(self, Self::Post { .. } | Self::Serve { .. })
     }
 
+    /// Writes one record; `mtime` is when it was changed last, in ms since 1970.
     pub fn send(&mut self, mtime: i64, record: &str) -> Result<(), RuntimeError> {
         match self {
             Self::Writer(writer) => {
