@@ -12,10 +12,10 @@
 //!
 //! ```text
 //! sources ─► ingest ─► log ─► operators ─► views ─► query ─► server, CLI
-//!  bytes    decode,   synced   duplicates,    lake      SQL
-//!           reject    order    sessions,   search    count, search, nearby
-//!                              windows,    places
-//!                              entities    counts
+//!  bytes    decode,   synced   duplicates,    lake  │   SQL, count, search, nearby
+//!           reject    order    sessions,   search  │
+//!                              windows,    places  └► sinks ─► Kafka, PostgreSQL,
+//!                              entities    counts              HTTP, Elasticsearch
 //! ```
 //!
 //! **The log is the truth. Everything after it is a deterministic function of a prefix of the
@@ -28,7 +28,20 @@
 //! record 120 may start from a snapshot at 200. A view more than a snapshot interval behind takes
 //! that path by itself, from an older snapshot, until it meets the others. Nothing else coordinates
 //! them. Data flows one way. What flows back is LSNs, to acknowledge a source and to trim the log;
-//! the offsets at which sources resume; and back-pressure.
+//! the offsets and identities with which sources resume; back-pressure; and what enters the log as a
+//! frame of its own: ticks, retention floors, and dead letters that are tried again.
+//!
+//! A record from a websocket, step by step:
+//!
+//! | step | where |
+//! |---|---|
+//! | received, put into a frame with others | `src/sources/websocket.rs`, `src/sources/push.rs` |
+//! | decoded, or rejected with a reason; numbered | `Ingest::submit` in `src/ingest.rs`, `src/decode` |
+//! | appended and synced, then visible to all that follows | `src/ingest/writer.rs`, `src/wal/writer.rs` |
+//! | duplicates, sessions, windows, entities | `src/runtime/pipeline.rs`, `Operators::apply` in `src/operators/mod.rs` |
+//! | taken from the ring by each view, in memory at first | `src/views/ring.rs`, `src/views/driver.rs`, `LakeTable::push` |
+//! | committed with the view's checkpoint | `LakeView::commit` in `src/views/lake/view.rs` |
+//! | read by a query, in memory or in files | `src/server/routes.rs`, `src/runtime/query_service.rs`, `src/query/sql` |
 //!
 //! # Glossary
 //!
@@ -71,7 +84,7 @@
 //! | `src/avro` | values in Avro → JSON, by a compiled schema |
 //! | `src/message.rs` | what a Kafka message carries beside its value |
 //! | `src/ids.rs` | identities of tables, views, checkpoints and partitions; their texts are written and read there only |
-//! | `src/clock.rs`, `src/storage.rs` | interfaces to time and to the disk of log and snapshots, replaceable in tests |
+//! | `src/clock.rs`, `src/storage.rs` | interfaces to time and to the disk of log and snapshots; `src/testing` has a disk that fails, tests of the whole program preload libraries (`tests/clock.c`, `tests/disk.c`) |
 //! | `src/threads.rs` | panics of threads; the pace at which long work yields the CPU |
 //! | `src/bounds.rs` | bounds on remembered texts of records |
 //! | `src/idempotency.rs` | answers under idempotency keys: a bounded table that the log's writer and the operators fill alike |
@@ -80,8 +93,8 @@
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has their arithmetic, `src/schema/plan_error.rs` locates errors in SQL; Weir's own SQL is in `src/schema/bounds` (limits of statements), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` |
 //! | `src/sources` | files, standard input, websockets, Kafka (`src/sources/kafka`), open and repeated requests (`src/sources/http`); `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records (`src/sources/lines/chunks.rs` those of a stream), `src/sources/push.rs` has what sources share to which a server sends, `src/sources/batcher.rs` puts records into frames; HTTP intake is `src/server/intake.rs` |
 //! | `src/decode` | bytes → rows or rejection, straight into columns; `src/decode/reason.rs` has the reasons |
-//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/deferred.rs` holds frames that wait for space |
-//! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` repairs it after a crash |
+//! | `src/ingest.rs` | the only writer of the log: decode, number, sync, acknowledge, pass to the operators; `src/ingest/gate.rs` admits or refuses, `src/ingest/deferred.rs` holds frames that wait for space, `src/ingest/maintenance.rs` trims |
+//! | `src/wal` | the log: `src/wal/frame.rs` and `src/wal/segment.rs` are its format, `src/wal/recovery.rs` repairs it after a crash, `src/wal/space.rs` decides what still fits on the disk, `src/wal/retention.rs` what is trimmed |
 //! | `src/operators` | deterministic state: `src/operators/watermark.rs`, `src/operators/arrivals.rs` (trust in arrival times), `src/operators/duplicates.rs`, `src/operators/identities.rs` (polled records), `src/operators/sessions.rs`, `src/operators/windows`, `src/operators/snapshot.rs` |
 //! | `src/views` | the trait, `src/views/cursor.rs` (what views of a stream share), `src/views/ring.rs` (the live path), `src/views/driver.rs` (feeds one view from it); `src/views/state_store.rs` is the file of counts and of places, `src/views/overlay.rs` opens one after a crash without changing it |
 //! | `src/views/lake` | one Delta table per stream, window, sessions, entity table, `raw`, `dead_letters`; uncommitted rows in memory; `src/views/lake/compact.rs` merges files |
@@ -89,10 +102,10 @@
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
 //! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/handles.rs` holds the views that are read, `src/query/progress.rs` how far operators are, `src/query/system_tables.rs` is `weir.*`; `src/query/derived_tables.rs` adds open windows and sessions; a query is admitted by `src/query/admission.rs`, runs on threads of its own (`src/query/query_threads.rs`), under a plan that can be cancelled (`src/query/cancellation.rs`) and whose operators get bounded input (`src/query/bounded_input.rs`); `src/query/encode` serializes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
-//! | `src/sinks` | rows of tables to Kafka, PostgreSQL, webhooks and Elasticsearch: `src/sinks/reader.rs` reads them above a cursor (`src/sinks/cursor.rs`), `src/sinks/worker.rs` delivers them |
+//! | `src/sinks` | rows of tables to Kafka, PostgreSQL, webhooks and Elasticsearch: `src/sinks/reader.rs` reads them above a cursor (`src/sinks/cursor.rs`), `src/sinks/worker.rs` delivers them to a `Target` (`src/sinks/mod.rs`) |
 //! | `src/server` | HTTP: `src/server/routes.rs`, intake, queries, live rows, the dashboard (`src/server/page.rs`); `src/server/guard.rs` authenticates, `src/server/connections.rs` and `src/server/receive.rs` limit what a client holds; `src/server/upstream.rs` serves a stream by websocket, NDJSON and server-sent events |
-//! | `src/runtime` | the composition root: `src/runtime/startup.rs` opens a folder, `src/runtime/recovery.rs` decides where recovery starts, `src/runtime/startup/plan.rs` decides in which steps, `src/runtime/reconfigure.rs` which changes of the configuration are possible (tried first by `src/runtime/trial.rs`), `src/runtime/pipeline.rs` runs the threads, `src/runtime/shutdown.rs` stops them in order; `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild` (applies declarations to past records), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
-//! | `src/cli` | one file per verb; beside them `src/cli/client.rs` (the running server or the folder answers), `src/cli/output.rs`, `src/cli/serve.rs` and `src/cli/tls.rs` |
+//! | `src/runtime` | the composition root: `src/runtime/startup.rs` opens a folder, `src/runtime/recovery.rs` decides where recovery starts, `src/runtime/startup/plan.rs` decides in which steps, `src/runtime/reconfigure.rs` which changes of the configuration are possible (tried first by `src/runtime/trial.rs`), `src/runtime/pipeline.rs` runs the operators, `src/runtime/source_threads.rs` and `src/runtime/sink_threads.rs` sources and sinks, `src/runtime/snapshots.rs` saves the operators, `src/runtime/views.rs` opens the views, `src/runtime/query_service.rs` answers, `src/runtime/shutdown.rs` stops them in order; `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild` (applies declarations to past records), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
+//! | `src/cli` | the verbs, most in a file of their own (`src/cli/query.rs` has those that only ask, `src/cli/generate.rs` also `replay`); beside them `src/cli/destination` (where generated records go), `src/cli/client.rs` (the running server or the folder answers), `src/cli/output.rs`, `src/cli/serve.rs` and `src/cli/tls.rs` |
 //! | `src/generator` | faithful and hostile records, recordings, the demo |
 //! | `src/testing` | a disk that fails on demand |
 //! | `tests/main.rs` | all integration tests, one binary |
@@ -107,7 +120,8 @@
 //!    may vary.
 //! 5. The log is trimmed only below a snapshot of which no view lacks a row.
 //! 6. Queries never write to views or the log.
-//! 7. No frame is applied under two configurations.
+//! 7. No frame is applied under two configurations, but by a rebuild, in copies that replace the
+//!    originals at once.
 //! 8. Every queue, batch, record, file, request, result and state has a maximum (exceptions: the
 //!    README's limits of today).
 //! 9. A broken invariant stops the process with a clear message (maintenance alone tries again);
@@ -116,8 +130,8 @@
 //!
 //! # What is deliberately absent
 //!
-//! A second recovery path; coordination among views; words of a domain outside presets and
-//! generator; a clock or randomness in what the log decides; unsafe code. `tests/tidy.rs` restricts
+//! A second recovery path; coordination among views; words of a domain outside presets, generator
+//! and the routes of another program (`src/server/getsocial.rs`); a clock or randomness in what the log decides; unsafe code. `tests/tidy.rs` restricts
 //! imports and vendors to their modules.
 
 #![forbid(unsafe_code)]

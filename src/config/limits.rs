@@ -68,6 +68,9 @@ use Minimum::{RaisedTo, RefusedBelow};
 /// One key of `[limits]`, its numbers in its unit.
 pub(super) struct Limit {
     pub key: &'static str,
+    /// What it limits, as its documentation says; for the table of docs/limits.md.
+    #[cfg(test)]
+    about: &'static str,
     unit: Unit,
     /// `None`: computed where it is used, or not limited.
     default: Option<u64>,
@@ -176,10 +179,10 @@ const fn seconds(number: u64) -> Option<u64> {
 
 /// Declares a limit once: the key as typed, its type in the program, its row of [`LIMITS`].
 macro_rules! limits {
-    ($($(#[$doc:meta])* $key:ident: $typed:ty => $used:ty, $unit:ident, $default:expr, $minimum:expr, $maximum:expr;)*) => {
+    ($($(#[doc = $doc:literal])* $key:ident: $typed:ty => $used:ty, $unit:ident, $default:expr, $minimum:expr, $maximum:expr;)*) => {
         /// The limits in force.
         #[derive(Debug, Clone)]
-        pub struct Limits { $($(#[$doc])* pub $key: $used,)* }
+        pub struct Limits { $($(#[doc = $doc])* pub $key: $used,)* }
 
         /// `[limits]` as typed.
         #[derive(Debug, Clone, Default, Deserialize)]
@@ -189,6 +192,8 @@ macro_rules! limits {
         /// Every key of `[limits]`, in the order in which `weir check --show` lists them.
         pub(super) const LIMITS: &[Limit] = &[$(Limit {
             key: stringify!($key),
+            #[cfg(test)]
+            about: concat!($($doc),*),
             unit: Unit::$unit,
             default: $default,
             minimum: $minimum,
@@ -218,7 +223,7 @@ macro_rules! limits {
 
 limits! {
     //               typed    used           unit    default            minimum                    maximum
-    /// Bytes of the process, shared out by [`Limits::shares`].
+    /// Bytes of the process; by default a quarter of the machine's, at most 2 GiB.
     memory:          Size  => u64,           Bytes,  NONE,              RefusedBelow(MIN_MEMORY),  ANY;
     /// Bytes of the data folder; not limited by default.
     disk:            Size  => Option<u64>,   Bytes,  NONE,              RaisedTo(0),               ANY;
@@ -452,6 +457,32 @@ mod tests {
     fn resolved(text: &str) -> Result<Limits, InvalidLimit> {
         let typed = toml::from_str(text).expect("keys of [limits]");
         Limits::resolve(&typed, None)
+    }
+
+    /// The table of docs/limits.md.
+    fn documented(limit: &Limit) -> String {
+        let about = limit.about.trim();
+        let minimum = match limit.minimum {
+            RaisedTo(0) => String::new(),
+            RaisedTo(minimum) | RefusedBelow(minimum) => limit.display(Some(minimum)),
+        };
+        let maximum = match limit.maximum {
+            ANY => String::new(),
+            maximum => limit.display(Some(maximum)),
+        };
+        let default = limit.default.map(|number| limit.display(Some(number)));
+        let default = default.unwrap_or_default();
+        format!(
+            "| `{}` | {default} | {minimum} | {maximum} | {about} |\n",
+            limit.key
+        )
+    }
+
+    #[test]
+    fn the_table_of_the_documentation_is_that_of_the_program() {
+        let table: String = LIMITS.iter().map(documented).collect();
+        let page = include_str!("../../docs/limits.md");
+        assert!(page.contains(&table), "docs/limits.md lacks:\n{table}");
     }
 
     #[test]
