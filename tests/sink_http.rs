@@ -13,7 +13,7 @@ use sha2::Sha256;
 
 use crate::server::Server;
 use crate::support::{TestFolder, wait_until};
-use crate::web_server::{Reply, Request, WebServer};
+use crate::web_server::{Reply, Request, WebServer, hold};
 
 const STREAM: &str = r#"[server]
 http = "127.0.0.1:0"
@@ -283,8 +283,9 @@ fn a_target_that_is_down_gets_everything_once_it_is_back() {
     let received = Received::default();
     let down = received.server("127.0.0.1:0", |_, _| 200);
     let folder = folder(&down, "");
-    let address = down.address.to_string();
+    let address = down.address;
     drop(down);
+    let held = hold(address);
     append(&folder, 0..500);
     let output = folder.output(&[
         "run",
@@ -309,8 +310,13 @@ fn a_target_that_is_down_gets_everything_once_it_is_back() {
         let status = status(&running);
         status["state"] == "retrying" && status["retries"].as_u64() > Some(1)
     });
-    let _up = received.server(&address, |_, _| 200);
-    wait_until("it delivers", || status(&running)["lag"] == 0);
+    drop(held);
+    let _up = received.server(&address.to_string(), |_, _| 200);
+    wait_until("it delivers", || {
+        let status = status(&running);
+        assert_ne!(status["state"], "halted", "{status}");
+        status["lag"] == 0
+    });
     assert_eq!(status(&running)["state"], "running");
     running.stop();
     assert_eq!(received.rows(), table(&folder));

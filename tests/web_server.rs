@@ -73,6 +73,19 @@ impl WebServer {
     }
 }
 
+/// Keeps the port of a server that was dropped: connections are refused, and nothing else gets it.
+pub fn hold(address: SocketAddr) -> socket2::Socket {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        None,
+    )
+    .expect("a socket");
+    socket.set_reuse_address(true).expect("an option");
+    socket.bind(&address.into()).expect("the port is free");
+    socket
+}
+
 impl Drop for WebServer {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::SeqCst);
