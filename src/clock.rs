@@ -11,8 +11,8 @@ pub trait Clock: Send + Sync + 'static {
     fn monotonic(&self) -> Duration;
 }
 
-/// The machine's wall clock: for the ages and the entries of files. Nothing that follows from the log
-/// reads it, and the times at which records arrive are those of a [`Clock`].
+/// The machine's wall clock: for the ages and the entries of files. Nothing that follows from the
+/// log reads it, and the times at which records arrive are those of a [`Clock`].
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

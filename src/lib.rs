@@ -28,8 +28,8 @@
 //! record 120 may start from a snapshot at 200. A view more than a snapshot interval behind takes
 //! that path by itself, from an older snapshot, until it meets the others. Nothing else coordinates
 //! them. Data flows one way. What flows back is LSNs, to acknowledge a source and to trim the log;
-//! the offsets and identities with which sources resume; back-pressure; and what enters the log as a
-//! frame of its own: ticks, retention floors, and dead letters that are tried again.
+//! the offsets and identities with which sources resume; back-pressure; and what enters the log as
+//! a frame of its own: ticks, retention floors, and dead letters that are tried again.
 //!
 //! A record from a websocket, step by step:
 //!

@@ -1,5 +1,5 @@
-//! A topic of Kafka as the destination of records: an idempotent producer, whose queue is bounded, and
-//! which counts what the broker has confirmed.
+//! A topic of Kafka as the destination of records: an idempotent producer, whose queue is bounded,
+//! and which counts what the broker has confirmed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

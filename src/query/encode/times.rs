@@ -123,6 +123,9 @@ mod tests {
 
     use crate::query::encode::{each_row, tests::batch};
 
+    /// Times of which `chrono` knows the date, most of them in years of four digits.
+    const SHOWN: std::ops::Range<i64> = -100_000_000_000_000_000..300_000_000_000_000_000;
+
     /// The values as JSON, and as the formats of the options would have them.
     fn check(times: &[Option<i64>], zone: Option<&str>) {
         let array = TimestampMicrosecondArray::from(times.to_vec()).with_timezone_opt(zone);
@@ -161,10 +164,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_time_is_as_chrono_formats_it(
-            times in prop::collection::vec(prop::option::of(-8_000_000_000_000_000_000_i64 / 2..253_402_300_800_000_000), 1..50),
+            times in prop::collection::vec(prop::option::of(SHOWN), 1..50),
         ) {
-            let in_range = |t: &Option<i64>| t.is_none_or(|t| chrono::DateTime::from_timestamp_micros(t).is_some());
-            prop_assume!(times.iter().all(in_range));
             check(&times, Some("UTC"));
         }
     }

@@ -14,8 +14,8 @@ use crate::operators::lsns;
 use crate::query::encode;
 use crate::sinks::{Delivery, SinkError, SinkTable};
 
-/// [`Messages`] that wait to be sent, each of about 1 MiB of rows; one more is being sent, and one is
-/// complete.
+/// [`Messages`] that wait to be sent, each of about 1 MiB of rows; one more is being sent, and one
+/// is complete.
 const AHEAD: usize = 1;
 
 /// LSN of a row, and a hash of its content: an attempt that is repeated may have other rows of the

@@ -28,6 +28,7 @@ mod key;
 mod messages;
 mod producer;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
@@ -55,8 +56,8 @@ pub struct KafkaTarget {
     transactions: Option<Transactions>,
     /// Since it was opened.
     has_committed: bool,
-    /// Rows that the broker refused in an attempt before.
-    refused: Vec<(MessageId, String)>,
+    /// Rows that the broker refused in an attempt before, with its reasons.
+    refused: HashMap<MessageId, String>,
     known: Known,
 }
 
@@ -103,7 +104,7 @@ impl KafkaTarget {
             context,
             transactions: None,
             has_committed: false,
-            refused: Vec::new(),
+            refused: HashMap::new(),
             known: Known::default(),
         })
     }
@@ -138,9 +139,7 @@ impl KafkaTarget {
         if self.refused.is_empty() {
             return None;
         }
-        let id = message.id();
-        let known = self.refused.iter().find(|(known, _)| *known == id);
-        known.map(|(_, reason)| reason.clone())
+        self.refused.get(&message.id()).cloned()
     }
 }
 
@@ -227,8 +226,8 @@ impl KafkaTarget {
         Ok(())
     }
 
-    /// Writes a delivery, and as much of what follows it as is read within a second, and commits the
-    /// cursor with it.
+    /// Writes a delivery, and as much of what follows it as is read within a second, and commits
+    /// the cursor with it.
     fn write(
         &mut self,
         transactions: &mut Transactions,
@@ -253,6 +252,7 @@ impl KafkaTarget {
         })?;
         // They are durable before the cursor passes them.
         self.context.dead_letters.add(dead_letters)?;
+        transactions.flush()?;
         let cursor = delivery.next_cursor();
         self.known.attempted = Some(cursor);
         transactions.commit(&cursor)

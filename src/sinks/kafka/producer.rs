@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -211,20 +211,9 @@ impl Transactions {
         }
     }
 
-    /// Commits the messages together with the cursor after them.
-    pub fn commit(&mut self, cursor: &Cursor) -> Result<(), TransactionError> {
-        self.flush().map_err(|e| self.of_transaction(&e))?;
-        let reports = lock_of(&self.reports.0);
-        if !reports.refused.is_empty() || reports.first_error.is_some() {
-            // Part of the transaction is missing; `fail` says why.
-            return Err(SinkError::Unavailable("messages were not written".into()).into());
-        }
-        drop(reports);
-        self.commit_cursor(cursor)
-    }
-
-    /// Waits until the broker has answered for each message.
-    fn flush(&self) -> KafkaResult<()> {
+    /// Waits until the broker has all messages; an error if it lacks one, of which [`Self::fail`]
+    /// says why.
+    pub fn flush(&mut self) -> Result<(), TransactionError> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             match self.producer.flush(Duration::ZERO) {
@@ -233,9 +222,17 @@ impl Transactions {
                 {
                     self.producer.poll(POLL);
                 }
-                done => return done,
+                flushed => {
+                    flushed.map_err(|e| self.of_transaction(&e))?;
+                    break;
+                }
             }
         }
+        let reports = lock_of(&self.reports.0);
+        if reports.refused.is_empty() && reports.first_error.is_none() {
+            return Ok(());
+        }
+        Err(SinkError::Unavailable("messages were not written".into()).into())
     }
 
     /// Ends a transaction that has failed, with what the broker said of its messages. Once it has
@@ -248,11 +245,14 @@ impl Transactions {
             ..
         } = std::mem::take(&mut *lock_of(&self.reports.0));
         let error = match (error, refused.first(), first_error) {
-            (TransactionError::Fenced, ..) => TransactionError::Fenced,
+            (TransactionError::Sink(SinkError::Unavailable(_)), None, Some(first)) => {
+                self.of_transaction(&first)
+            }
             // The rest is sent again without these.
-            (_, Some((_, reason)), _) => SinkError::Unavailable(reason.clone()).into(),
-            (_, None, Some(first)) => self.of_transaction(&first),
-            (error, None, None) => error,
+            (TransactionError::Sink(SinkError::Unavailable(_)), Some((_, reason)), _) => {
+                SinkError::Unavailable(reason.clone()).into()
+            }
+            (error, ..) => error,
         };
         Failed { error, refused }
     }
@@ -266,7 +266,8 @@ impl Transactions {
         }
     }
 
-    fn commit_cursor(&self, cursor: &Cursor) -> Result<(), TransactionError> {
+    /// Commits the messages, which the broker has, together with the cursor after them.
+    pub fn commit(&mut self, cursor: &Cursor) -> Result<(), TransactionError> {
         let mut offsets = TopicPartitionList::new();
         let mut cursor_offset = offsets.add_partition(&self.topic, CURSOR_PARTITION);
         let offset = Offset::Offset(i64::try_from(cursor.lsn).unwrap_or(i64::MAX));
