@@ -311,8 +311,8 @@ fn create_commit_and_reopen(
             return Err(format!("{name} has {rows} rows"));
         }
         for file in table.files().iter() {
-            let read = weir::views::lake::files::read(&table.spec, file, 0..=u64::MAX)
-                .map_err(|e| e.to_string())?;
+            let read =
+                weir::views::lake::files::read(&table.spec, file).map_err(|e| e.to_string())?;
             if read.iter().map(|r| r.num_rows()).sum::<usize>() != 1 {
                 return Err(format!("{name}: its file has other rows"));
             }

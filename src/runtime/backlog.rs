@@ -9,7 +9,8 @@ use arrow::datatypes::Schema;
 
 use super::RuntimeError;
 use crate::event::{Lsn, Micros};
-use crate::views::lake::{LakeTable, TableSpec, files};
+use crate::views::lake::open_file::OpenFile;
+use crate::views::lake::{LakeTable, TableSpec};
 use crate::wal::{Kind, LogReader};
 
 /// Records of each stream above a base, and which of them the table of dead letters has.
@@ -107,7 +108,9 @@ fn rows_above(table: &LakeTable, after: Lsn, columns: &[&str]) -> Result<Vec<Rec
     };
     let mut rows = Vec::new();
     for file in table.files().iter().filter(|file| file.max_lsn > after) {
-        let read = files::read(&spec, file, after + 1..=Lsn::MAX);
+        let open = OpenFile::open(&spec, file).map_err(|e| e.to_string())?;
+        let read = open.read(&spec, &(after + 1..=Lsn::MAX));
+        let read: Result<Vec<_>, _> = read.and_then(Iterator::collect);
         rows.extend(read.map_err(|e| e.to_string())?);
     }
     Ok(rows)

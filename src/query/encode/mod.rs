@@ -166,9 +166,33 @@ fn options() -> EncoderOptions {
         .with_encoder_factory(Arc::new(TimeEncoders))
 }
 
+/// Appends each row as a JSON object; `end_row` is given everything so far.
+pub fn append_rows(
+    rows: &RecordBatch,
+    out: &mut Vec<u8>,
+    mut end_row: impl FnMut(&mut Vec<u8>),
+) -> Result<(), QueryError> {
+    encode_rows(&printable(&rows.schema(), rows)?.1, out, |out| {
+        end_row(out);
+        Ok(())
+    })
+}
+
 fn each_object(
     batch: &RecordBatch,
     visit: &mut impl FnMut(&[u8]) -> Result<(), QueryError>,
+) -> Result<(), QueryError> {
+    encode_rows(batch, &mut Vec::new(), |row| {
+        visit(row)?;
+        row.clear();
+        Ok(())
+    })
+}
+
+fn encode_rows(
+    batch: &RecordBatch,
+    out: &mut Vec<u8>,
+    mut end_row: impl FnMut(&mut Vec<u8>) -> Result<(), QueryError>,
 ) -> Result<(), QueryError> {
     let array = StructArray::from(batch.clone());
     let field: FieldRef = Arc::new(Field::new_struct(
@@ -178,13 +202,10 @@ fn each_object(
     ));
     let options = options();
     let mut encoder = make_encoder(&field, &array, &options).map_err(|e| failed(&e))?;
-    let mut row = Vec::new();
-    for at in 0..batch.num_rows() {
-        row.clear();
-        encoder.encode(at, &mut row);
-        visit(&row)?;
-    }
-    Ok(())
+    (0..batch.num_rows()).try_for_each(|at| {
+        encoder.encode(at, out);
+        end_row(out)
+    })
 }
 
 /// Bytes of a batch's values, without those of the buffers around a slice.

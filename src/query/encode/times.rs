@@ -5,7 +5,7 @@ use arrow::datatypes::{DataType, FieldRef, TimeUnit, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use arrow_json::writer::NullableEncoder;
 use arrow_json::{Encoder, EncoderFactory, EncoderOptions};
-use chrono::DateTime;
+use chrono::{DateTime, Datelike as _};
 
 use super::LOCAL_TIME_FORMAT;
 use crate::event::{MICROS_PER_DAY, MICROS_PER_SECOND, Micros};
@@ -84,10 +84,33 @@ fn far_away(time: Micros) -> String {
     )
 }
 
+/// `"YYYY-MM-DDT` of a time in a year of four digits.
 fn date(time: Micros) -> [u8; 12] {
     let date = DateTime::from_timestamp_micros(time).unwrap_or_default();
-    let text = date.format("\"%Y-%m-%dT").to_string();
-    text.as_bytes().try_into().unwrap_or([b'?'; 12])
+    let (year, month, day) = (
+        i64::from(date.year()),
+        i64::from(date.month()),
+        i64::from(date.day()),
+    );
+    [
+        b'"',
+        digit(year / 1_000),
+        digit(year / 100),
+        digit(year / 10),
+        digit(year),
+        b'-',
+        digit(month / 10),
+        digit(month),
+        b'-',
+        digit(day / 10),
+        digit(day),
+        b'T',
+    ]
+}
+
+/// The last decimal digit of a number.
+fn digit(number: i64) -> u8 {
+    b'0' + (number % 10) as u8
 }
 
 /// `HH:MM:SS.mmm` of microseconds since midnight.
@@ -96,7 +119,6 @@ fn time_of_day(micros: Micros) -> [u8; 12] {
         micros / MICROS_PER_SECOND,
         micros % MICROS_PER_SECOND / 1_000,
     );
-    let digit = |number: i64| b'0' + (number % 10) as u8;
     let [hours, minutes, seconds] = [seconds / 3_600, seconds / 60 % 60, seconds % 60];
     [
         digit(hours / 10),

@@ -3,7 +3,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Instant;
 
@@ -50,16 +50,22 @@ pub struct Messages {
 impl Messages {
     /// Each row as JSON; null for one that retracts another, which deletes its key in a compacted
     /// topic.
-    fn encode(rows: RecordBatch, table: &SinkTable, key: &MessageKey) -> Result<Self, SinkError> {
-        let (mut json, mut values) = (Vec::new(), Vec::with_capacity(rows.num_rows()));
-        encode::each_row(&rows.schema(), std::slice::from_ref(&rows), |row| {
-            let start = json.len();
+    ///
+    /// `json` is a buffer of messages before: a new one of a megabyte would cost as much as copying
+    /// it, because each of its pages is cleared first.
+    fn encode(
+        rows: RecordBatch,
+        table: &SinkTable,
+        key: &MessageKey,
+        mut json: Vec<u8>,
+    ) -> Result<Self, SinkError> {
+        json.clear();
+        let mut values = Vec::with_capacity(rows.num_rows());
+        let mut start = 0;
+        encode::append_rows(&rows, &mut json, |json| {
             let is_retracted = table.is_retracted(&rows, values.len());
-            if !is_retracted {
-                json.extend_from_slice(row);
-            }
             values.push((!is_retracted).then_some(start..json.len()));
-            Ok(())
+            start = json.len();
         })
         .map_err(|e| SinkError::Unavailable(e.to_string()))?;
         Ok(Self {
@@ -90,12 +96,13 @@ pub fn each<E: From<SinkError>>(
     table: &SinkTable,
     key: &MessageKey,
     until: Instant,
-    mut visit: impl FnMut(Messages) -> Result<(), E>,
+    mut visit: impl FnMut(&Messages) -> Result<(), E>,
 ) -> Result<(), E> {
     let (sender, encoded) = sync_channel(AHEAD);
+    let (give_back, buffers) = channel();
     thread::scope(|scope| {
         let encode = move || {
-            if let Err(error) = encode_all(delivery, table, key, until, &sender) {
+            if let Err(error) = encode_all(delivery, table, key, until, &buffers, &sender) {
                 // If this fails, the visitor has given up before.
                 let _ = sender.send(Err(error));
             }
@@ -105,9 +112,13 @@ pub fn each<E: From<SinkError>>(
             .name(name)
             .spawn_scoped(scope, encode)
             .map_err(|e| SinkError::Unavailable(format!("cannot start a thread: {e}")))?;
-        encoded
-            .into_iter()
-            .try_for_each(|messages| visit(messages?))
+        encoded.into_iter().try_for_each(|messages| {
+            let messages = messages?;
+            visit(&messages)?;
+            // At the end of the rows nobody takes it any more.
+            let _ = give_back.send(messages.json);
+            Ok(())
+        })
     })
 }
 
@@ -116,12 +127,14 @@ fn encode_all(
     table: &SinkTable,
     key: &MessageKey,
     until: Instant,
+    buffers: &Receiver<Vec<u8>>,
     encoded: &SyncSender<Result<Messages, SinkError>>,
 ) -> Result<(), SinkError> {
     loop {
         while let Some(batch) = delivery.next_batch()? {
             for rows in encode::slices(&batch.rows) {
-                let messages = Messages::encode(rows, table, key)?;
+                let messages =
+                    Messages::encode(rows, table, key, buffers.try_recv().unwrap_or_default())?;
                 if encoded.send(Ok(messages)).is_err() {
                     return Ok(());
                 }

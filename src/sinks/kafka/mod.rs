@@ -42,9 +42,9 @@ use key::MessageKey;
 use messages::{Message, MessageId, Messages};
 use producer::{TransactionError, Transactions};
 
-/// How long rows are added to a transaction. A commit takes some tens of milliseconds, in which
-/// nothing is sent.
-const TRANSACTION: Duration = Duration::from_secs(1);
+/// How long rows are added to a transaction while more are there. Before a commit the messages that
+/// are on their way are waited for, and nothing is sent meanwhile.
+const TRANSACTION: Duration = Duration::from_secs(5);
 /// Refused rows that are in memory until they are stored.
 const MAX_DEAD_LETTERS: usize = 64;
 
@@ -248,7 +248,7 @@ impl KafkaTarget {
                 // Nothing is lost: the transaction is aborted, and repeated at the next start.
                 return Err(SinkError::Unavailable("weir is stopping".into()).into());
             }
-            self.send(transactions, &messages, &mut dead_letters)
+            self.send(transactions, messages, &mut dead_letters)
         })?;
         // They are durable before the cursor passes them.
         self.context.dead_letters.add(dead_letters)?;

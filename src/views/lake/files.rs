@@ -12,12 +12,12 @@ use arrow::compute::{CastOptions, cast_with_options, interleave_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Datelike, Timelike};
-use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
+use parquet::schema::types::{ColumnPath, SchemaDescriptor};
 
 use super::checked::{BlockChecksums, CheckedFile, ChecksumWriter};
 use super::error::AtPath;
@@ -423,15 +423,11 @@ impl FileWriter {
 }
 
 /// Some rows of a file, or why they cannot be read.
-type ReadRows = Result<RecordBatch, LakeError>;
+pub(super) type ReadRows = Result<RecordBatch, LakeError>;
 
-/// The rows of a file that have these LSNs, in the table's columns.
-pub fn read(
-    spec: &TableSpec,
-    file: &FileEntry,
-    lsns: RangeInclusive<Lsn>,
-) -> Result<Vec<RecordBatch>, LakeError> {
-    read_in_parts(spec, file, None, lsns)?.collect()
+/// The rows of a file, in the table's columns.
+pub fn read(spec: &TableSpec, file: &FileEntry) -> Result<Vec<RecordBatch>, LakeError> {
+    read_in_parts(spec, file, None)?.collect()
 }
 
 /// Likewise a few megabytes at a time, of all row groups or of some.
@@ -439,42 +435,33 @@ pub(super) fn read_in_parts<'a>(
     spec: &'a TableSpec,
     file: &FileEntry,
     groups: Option<Vec<usize>>,
-    lsns: RangeInclusive<Lsn>,
 ) -> Result<impl Iterator<Item = ReadRows> + use<'a>, LakeError> {
     let path = spec.root.join(&file.path);
     let opened = CheckedFile::new(spec, file).open()?;
     let mut builder = ParquetRecordBatchReaderBuilder::try_new(opened).at(&path)?;
-    let is_wanted = |name: &str| spec.schema.field_with_name(name).is_ok();
-    let roots = builder
-        .schema()
-        .fields()
-        .iter()
-        .enumerate()
-        .filter(|(_, field)| is_wanted(field.name()));
-    let roots: Vec<usize> = roots.map(|(at, _)| at).collect();
-    let wanted = ProjectionMask::roots(builder.parquet_schema(), roots);
+    let wanted = columns_of(spec, builder.schema(), builder.parquet_schema());
     let rows = rows_at_once(builder.metadata());
     builder = builder.with_projection(wanted).with_batch_size(rows);
     if let Some(groups) = groups {
         builder = builder.with_row_groups(groups);
-    }
-    if *lsns.start() > file.min_lsn || *lsns.end() < file.max_lsn {
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["lsn"]);
-        let is_in = move |rows: RecordBatch| {
-            Ok(crate::operators::lsns(&rows)
-                .iter()
-                .map(|lsn| Some(lsns.contains(&(*lsn as Lsn))))
-                .collect())
-        };
-        builder = builder.with_row_filter(RowFilter::new(vec![Box::new(ArrowPredicateFn::new(
-            mask, is_in,
-        ))]));
     }
     let reader = builder.build().at(&path)?;
     Ok(reader.map(move |batch| {
         let batch = batch.at(&path)?;
         in_columns_of(spec, &batch).at(&path)
     }))
+}
+
+/// The columns of a file that the table has.
+pub(super) fn columns_of(
+    spec: &TableSpec,
+    of_file: &SchemaRef,
+    parquet: &SchemaDescriptor,
+) -> ProjectionMask {
+    let is_wanted = |name: &str| spec.schema.field_with_name(name).is_ok();
+    let fields = of_file.fields().iter().enumerate();
+    let wanted = fields.filter(|(_, field)| is_wanted(field.name()));
+    ProjectionMask::roots(parquet, wanted.map(|(at, _)| at))
 }
 
 /// Rows of an older file in the table's columns; those that were added since are null.

@@ -30,6 +30,7 @@ pub mod files;
 pub(crate) mod footers;
 mod live;
 pub mod memtable;
+pub mod open_file;
 mod orphans;
 pub(crate) mod provider;
 mod pruned;

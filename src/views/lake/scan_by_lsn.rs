@@ -2,9 +2,10 @@
 //! the records.
 
 use arrow::array::{Array, BooleanArray, Int64Array, RecordBatch, UInt32Array};
-use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
+use arrow::compute::{filter_record_batch, interleave_record_batch, take_record_batch};
 
-use super::files::{FileEntry, read_in_parts, times};
+use super::files::{FileEntry, times};
+use super::open_file::OpenFile;
 use super::table::TableState;
 use super::{LakeError, LakeTable, TableSpec};
 use crate::event::{Lsn, Micros};
@@ -18,6 +19,14 @@ const MAX_RANGE: u64 = 4 << 10;
 const RANGE_BYTES: u64 = 16 << 20;
 /// How many times the target the rows may have; a single record's may have more.
 const MAX_OVER_TARGET: u64 = 2;
+/// Rows of a file that is read whole: opening it again for the next ranges would take longer than
+/// reading it. Late rows are in many such files.
+const SMALL_FILE_ROWS: usize = 1 << 10;
+/// Bytes of rows of small files that wait for their range.
+const MAX_WAITING_BYTES: u64 = 4 << 20;
+/// Files that stay open from one range to the next, and their rows; others are opened again.
+const MAX_OPEN_FILES: usize = 64;
+const MAX_OPEN_ROWS: usize = 512 << 10;
 
 /// How many rows are read at once.
 #[derive(Debug, Clone, Copy)]
@@ -33,9 +42,11 @@ pub struct RangeLimits {
 /// Reads the rows of a range of LSNs.
 pub struct LsnOrderedRows {
     spec: TableSpec,
-    files: Vec<FileEntry>,
+    files: Vec<File>,
     /// Rows in memory, in the order of their LSNs within a batch.
-    unflushed: Vec<RecordBatch>,
+    in_memory: Vec<RecordBatch>,
+    /// Likewise, of small files, with the bytes of each batch.
+    waiting: Vec<(RecordBatch, u64)>,
     /// Rows below this time are not part of the table.
     floor: Option<Micros>,
     /// The newest time of a row below the floor.
@@ -46,13 +57,28 @@ pub struct LsnOrderedRows {
     limits: RangeLimits,
 }
 
+/// A file of which rows may be wanted.
+struct File {
+    entry: FileEntry,
+    open: Option<OpenFile>,
+}
+
+fn closed(entries: &[FileEntry]) -> Vec<File> {
+    let closed = |entry: &FileEntry| File {
+        entry: entry.clone(),
+        open: None,
+    };
+    entries.iter().map(closed).collect()
+}
+
 impl LsnOrderedRows {
     /// The committed rows of a table above `after`, up to `to`.
     pub fn new(table: &LakeTable, after: Lsn, to: Lsn) -> Self {
         Self {
             spec: table.spec.clone(),
-            files: table.all_files(),
-            unflushed: Vec::new(),
+            files: closed(&table.all_files()),
+            in_memory: Vec::new(),
+            waiting: Vec::new(),
             floor: None,
             newest_hidden: None,
             after,
@@ -78,8 +104,8 @@ impl LsnOrderedRows {
         let parts = parts.filter(|part| part.last_lsn() > after);
         let unflushed = parts.map(|part| part.batch(&table.spec.schema));
         Ok(Self {
-            unflushed: unflushed.collect::<Result<_, _>>()?,
-            files: state.files.to_vec(),
+            in_memory: unflushed.collect::<Result<_, _>>()?,
+            files: closed(&state.files),
             floor: state.floor(),
             range: limits.first,
             limits,
@@ -89,7 +115,7 @@ impl LsnOrderedRows {
 
     /// Skips files whose rows all have this time or a later one.
     pub fn only_before(&mut self, time: Micros) {
-        self.files.retain(|file| file.min_time < time);
+        self.files.retain(|file| file.entry.min_time < time);
     }
 
     /// The LSN up to which all rows have been read.
@@ -111,21 +137,9 @@ impl LsnOrderedRows {
             };
             let end = first.saturating_add(self.range - 1).min(self.to);
             let mut range = RangeRows::new(first, end);
-            let max_bytes = MAX_OVER_TARGET * self.limits.bytes;
-            for file in &self.files {
-                if file.min_lsn > range.last {
-                    continue;
-                }
-                for rows in read_in_parts(&self.spec, file, None, first..=range.last)? {
-                    range.add(rows?, max_bytes)?;
-                }
-            }
-            for rows in &self.unflushed {
-                let found = range.of_memory(rows);
-                range.add(found, max_bytes)?;
-            }
+            self.read_range(&mut range)?;
             let last = range.last;
-            let rows = concat_batches(&self.spec.schema, &range.parts)?;
+            let rows = merged_by_lsn(&self.spec, &range.parts)?;
             drop(range);
             self.after = last;
             let bytes = rows.get_array_memory_size().max(1) as u64;
@@ -133,24 +147,70 @@ impl LsnOrderedRows {
                 .clamp(1, (2 * self.range).min(self.limits.max));
             let rows = self.above_floor(rows)?;
             if rows.num_rows() > 0 {
-                return by_lsn(&self.spec, &rows).map(Some);
+                return Ok(Some(rows));
             }
         }
+    }
+
+    /// Collects the rows of a range, which may become shorter.
+    fn read_range(&mut self, range: &mut RangeRows) -> Result<(), LakeError> {
+        let (spec, max_bytes) = (&self.spec, MAX_OVER_TARGET * self.limits.bytes);
+        let mut waiting_bytes = self.waiting.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        let (mut open_files, mut open_rows) = (0, 0);
+        let mut later = Vec::with_capacity(self.files.len());
+        for mut file in std::mem::take(&mut self.files) {
+            if file.entry.min_lsn > range.last {
+                later.push(file);
+                continue;
+            }
+            let open = match file.open.take() {
+                Some(open) => open,
+                None => OpenFile::open(spec, &file.entry)?,
+            };
+            let waits = waiting_bytes.saturating_add(open.row_bytes()) <= MAX_WAITING_BYTES;
+            if open.rows() <= SMALL_FILE_ROWS && waits {
+                let rows = open.read(spec, &(range.first..=self.to))?;
+                let rows = merged_by_lsn(spec, &rows.collect::<Result<Vec<_>, _>>()?)?;
+                let bytes = bytes_of(&rows);
+                waiting_bytes += bytes;
+                self.waiting.push((rows, bytes));
+                continue;
+            }
+            for rows in open.read(spec, &(range.first..=range.last))? {
+                range.add(rows?, max_bytes)?;
+            }
+            (open_files, open_rows) = (open_files + 1, open_rows + open.rows());
+            let stays_open = open_files <= MAX_OPEN_FILES && open_rows <= MAX_OPEN_ROWS;
+            file.open = stays_open.then_some(open);
+            later.push(file);
+        }
+        self.files = later;
+        let waiting = self.waiting.iter().map(|(rows, _)| rows);
+        for rows in self.in_memory.iter().chain(waiting) {
+            if let Some(found) = range.of_memory(rows) {
+                range.add(found, max_bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// The LSN of the next row, or one below it.
     fn next_lsn(&mut self) -> Option<Lsn> {
         let after = self.after;
         // Within a file rows are sorted by time, and the LSNs of files overlap.
-        self.files.retain(|file| file.max_lsn > after);
+        self.files.retain(|file| file.entry.max_lsn > after);
         let first_above = |rows: &RecordBatch| {
             let lsns = lsns(rows);
             let at = lsns.partition_point(|lsn| *lsn as Lsn <= after);
             lsns.get(at).map(|lsn| *lsn as Lsn)
         };
-        self.unflushed.retain(|rows| first_above(rows).is_some());
-        let in_files = self.files.iter().map(|file| file.min_lsn.max(after + 1));
-        let in_memory = self.unflushed.iter().filter_map(first_above);
+        self.in_memory.retain(|rows| first_above(rows).is_some());
+        self.waiting.retain(|(rows, _)| first_above(rows).is_some());
+        let in_files = self.files.iter();
+        let in_files = in_files.map(|file| file.entry.min_lsn.max(after + 1));
+        let waiting = self.waiting.iter().map(|(rows, _)| rows);
+        let in_memory = self.in_memory.iter().chain(waiting);
+        let in_memory = in_memory.filter_map(first_above);
         in_files.chain(in_memory).min()
     }
 
@@ -192,12 +252,12 @@ impl RangeRows {
         }
     }
 
-    /// The rows in memory that are in the range.
-    fn of_memory(&self, rows: &RecordBatch) -> RecordBatch {
+    /// The rows in memory that are in the range, if there are any.
+    fn of_memory(&self, rows: &RecordBatch) -> Option<RecordBatch> {
         let lsns = lsns(rows);
         let from = lsns.partition_point(|lsn| (*lsn as Lsn) < self.first);
         let found = lsns[from..].partition_point(|lsn| (*lsn as Lsn) <= self.last);
-        rows.slice(from, found)
+        (found > 0).then(|| rows.slice(from, found))
     }
 
     /// Adds rows. Halves the range until the rows of it have at most `max_bytes` or are of one
@@ -238,6 +298,24 @@ fn bytes_of(rows: &RecordBatch) -> u64 {
     columns.sum::<usize>() as u64
 }
 
+/// Rows of several batches in the order of [`by_lsn`].
+fn merged_by_lsn(spec: &TableSpec, parts: &[RecordBatch]) -> Result<RecordBatch, LakeError> {
+    match parts {
+        [] => return Ok(RecordBatch::new_empty(spec.schema.clone())),
+        [rows] => return by_lsn(spec, rows),
+        _ => {}
+    }
+    let keys = parts.iter().enumerate().flat_map(|(part, rows)| {
+        let keys = lsns(rows).iter().zip(times(spec, rows)).enumerate();
+        keys.map(move |(row, (lsn, time))| (*lsn, *time, part, row))
+    });
+    let mut order: Vec<_> = keys.collect();
+    order.sort_unstable();
+    let order = order.iter().map(|(_, _, part, row)| (*part, *row));
+    let parts: Vec<&RecordBatch> = parts.iter().collect();
+    Ok(interleave_record_batch(&parts, &order.collect::<Vec<_>>())?)
+}
+
 /// Rows in the order of their LSNs; those of one record in the order of their times, as files have
 /// them, so that rows in memory and in files come in one order.
 pub fn by_lsn(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, LakeError> {
@@ -262,10 +340,16 @@ pub fn by_lsn(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, LakeE
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::StringArray;
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::array::{AsArray, StringArray, TimestampMicrosecondArray};
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::event::MICROS_PER_SECOND;
+    use crate::ids::TableId;
+    use crate::schema::{Layout, types};
+    use crate::views::lake::RowClass;
+    use crate::views::lake::files::{Attempt, write_partitions};
 
     /// Rows of these LSNs, each with a text of so many bytes.
     fn rows(lsns: impl Iterator<Item = i64>, width: usize) -> RecordBatch {
@@ -329,9 +413,107 @@ mod tests {
     #[test]
     fn rows_in_memory_count_by_what_is_taken_of_them() {
         let mut range = RangeRows::new(10, 19);
-        let found = range.of_memory(&rows(1..=1_000, 1_000));
+        assert!(range.of_memory(&rows(20..=30, 1)).is_none());
+        let found = range.of_memory(&rows(1..=1_000, 1_000)).expect("rows");
         assert_eq!(found.num_rows(), 10);
         range.add(found, 20_000).expect("the rows fit");
         assert_eq!((range.last, range.parts.len()), (19, 1));
+    }
+
+    fn events(lake: &std::path::Path) -> TableSpec {
+        let fields = vec![
+            Field::new("lsn", DataType::Int64, true),
+            Field::new("event_time", types::timestamp(), true),
+            Field::new("number", DataType::Int64, true),
+        ];
+        let schema = Arc::new(Schema::new(fields));
+        TableSpec::new(lake, TableId::stream("events"), schema, Layout::Hours)
+    }
+
+    /// Rows of these LSNs and times, numbered from `first` on.
+    fn numbered(spec: &TableSpec, rows: &[(i64, i64)], first: i64) -> RecordBatch {
+        let lsns = Int64Array::from_iter_values(rows.iter().map(|row| row.0));
+        let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|row| row.1));
+        let numbers = Int64Array::from_iter_values(first..first + rows.len() as i64);
+        let columns: Vec<Arc<dyn Array>> = vec![
+            Arc::new(lsns),
+            Arc::new(times.with_timezone("UTC")),
+            Arc::new(numbers),
+        ];
+        RecordBatch::try_new(spec.schema.clone(), columns).expect("the columns fit")
+    }
+
+    /// LSN, time and number of each row, in the order in which they come.
+    fn read_all(rows: &mut LsnOrderedRows) -> Vec<(i64, i64, i64)> {
+        let mut all = Vec::new();
+        while let Some(batch) = rows.next_rows().expect("readable") {
+            let numbers = batch.column(2).as_primitive::<Int64Type>().values();
+            let times = times(&rows.spec, &batch);
+            let of_batch = lsns(&batch).iter().zip(times).zip(numbers);
+            all.extend(of_batch.map(|((lsn, time), number)| (*lsn, *time, *number)));
+            assert!(rows.position() >= all.last().expect("a row").0 as Lsn);
+        }
+        all
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Commits of small and of larger files, each in the hours of its rows, and rows in memory.
+        #[test]
+        fn every_row_above_the_cursor_comes_once_in_the_order_of_lsns(
+            commits in prop::collection::vec(prop_oneof![1usize..20, 1_000usize..4_000], 1..7),
+            disorder in prop_oneof![Just(1i64), Just(7_200)],
+            seed in any::<u64>(),
+            after in 0u64..6_000,
+            bytes in prop_oneof![Just(2_000u64), Just(200_000), Just(8 << 20)],
+        ) {
+            use rand::{Rng, SeedableRng};
+            let folder = tempfile::tempdir().expect("a folder");
+            let spec = events(folder.path());
+            let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+            let (mut lsn, mut all, mut files) = (0, Vec::new(), Vec::new());
+            let mut in_memory = Vec::new();
+            for (at, count) in commits.iter().enumerate() {
+                let rows: Vec<(i64, i64)> = (0..*count).map(|_| {
+                    // A record may have several rows.
+                    lsn += random.random_range(0..2);
+                    let second = lsn + random.random_range(0..disorder);
+                    (lsn + 1, second * MICROS_PER_SECOND)
+                }).collect();
+                let batch = numbered(&spec, &rows, all.len() as i64);
+                let numbers = all.len() as i64..;
+                all.extend(rows.iter().zip(numbers).map(|((l, t), n)| (*l, *t, n)));
+                lsn += 1;
+                if at + 1 < commits.len() {
+                    let attempt = Attempt::new(&spec);
+                    let written = write_partitions(&spec, &attempt, &[batch], RowClass::Recent, 0)
+                        .expect("written");
+                    files.extend(written);
+                    attempt.persist();
+                } else {
+                    in_memory.push(batch);
+                }
+            }
+            let mut rows = LsnOrderedRows {
+                spec,
+                files: closed(&files),
+                in_memory,
+                waiting: Vec::new(),
+                floor: None,
+                newest_hidden: None,
+                after,
+                to: Lsn::MAX,
+                range: 64,
+                limits: RangeLimits { first: 64, max: 4_096, bytes },
+            };
+            let found = read_all(&mut rows);
+            let in_order = found.iter().map(|row| (row.0, row.1));
+            prop_assert!(in_order.is_sorted());
+            let mut found = found;
+            found.sort_unstable();
+            all.retain(|row| row.0 as Lsn > after);
+            all.sort_unstable();
+            prop_assert_eq!(found, all);
+        }
     }
 }

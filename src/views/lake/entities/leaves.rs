@@ -13,7 +13,6 @@ use arrow::compute::{concat_batches, interleave_record_batch, take_record_batch}
 
 use super::Sizes;
 use super::levels::Level;
-use crate::event::Lsn;
 use crate::schema::BUCKETS;
 use crate::schema::entity::newest;
 use crate::views::lake::files::{Attempt, FileEntry, FileWriter, NewFile, partition_folder, read};
@@ -205,7 +204,7 @@ pub fn newest_of(
 ) -> Result<RecordBatch, LakeError> {
     let mut parts = Vec::new();
     for file in files {
-        parts.extend(read(spec, file, 0..=Lsn::MAX)?);
+        parts.extend(read(spec, file)?);
     }
     for level in levels {
         parts.extend(level.read(spec, places)?);

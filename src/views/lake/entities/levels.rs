@@ -184,7 +184,7 @@ impl Level {
         };
         let wanted: Vec<usize> = (0..groups.len()).filter(is_wanted).collect();
         let wanted = (!groups.is_empty()).then_some(wanted);
-        let batches = read_in_parts(spec, &self.entry, wanted, 0..=Lsn::MAX)?;
+        let batches = read_in_parts(spec, &self.entry, wanted)?;
         let within = |batch: Result<RecordBatch, LakeError>| {
             let batch = batch?;
             let mask: BooleanArray = places(spec, &batch)

@@ -21,7 +21,6 @@ use tokio::sync::mpsc::Sender;
 
 use super::leaves::{Leaf, RowsByPlace, leaves, newest_of, places, reached};
 use super::levels::Level;
-use crate::event::Lsn;
 use crate::schema::entity::ENTITY_COLUMNS;
 use crate::views::lake::files::read;
 use crate::views::lake::provider::LakeSnapshot;
@@ -250,10 +249,7 @@ impl LeafReader {
         let rows = if is_alone && self.columns.is_empty() {
             return self.counted(leaf.rows() as usize);
         } else if is_alone {
-            let parts = leaf
-                .files
-                .iter()
-                .map(|file| read(&self.spec, file, 0..=Lsn::MAX));
+            let parts = leaf.files.iter().map(|file| read(&self.spec, file));
             let parts = parts.collect::<Result<Vec<_>, _>>()?.concat();
             concat_batches(&self.spec.schema, &parts)?
         } else {
