@@ -17,6 +17,8 @@ use crate::sinks::{Delivery, SinkError, SinkTable};
 /// [`Messages`] that wait to be sent, each of about 1 MiB of rows; one more is being sent, and one
 /// is complete.
 const AHEAD: usize = 1;
+/// Bytes of a buffer that is used again.
+const MAX_REUSED_BYTES: usize = 8 << 20;
 
 /// LSN of a row, and a hash of its content: an attempt that is repeated may have other rows of the
 /// record before it.
@@ -115,8 +117,10 @@ pub fn each<E: From<SinkError>>(
         encoded.into_iter().try_for_each(|messages| {
             let messages = messages?;
             visit(&messages)?;
-            // At the end of the rows nobody takes it any more.
-            let _ = give_back.send(messages.json);
+            if messages.json.capacity() <= MAX_REUSED_BYTES {
+                // At the end of the rows nobody takes it any more.
+                let _ = give_back.send(messages.json);
+            }
             Ok(())
         })
     })

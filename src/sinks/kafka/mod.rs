@@ -36,7 +36,7 @@ use arrow::datatypes::SchemaRef;
 use super::{Cursor, Delivery, SinkError, SinkTable, StoredCursor, Target, TargetContext, refused};
 use crate::config::SqlBounds;
 use crate::config::sinks::KafkaSink;
-use crate::event::RefusedRow;
+use crate::event::{Lsn, RefusedRow};
 use crate::schema::PlanError;
 use key::MessageKey;
 use messages::{Message, MessageId, Messages};
@@ -58,6 +58,8 @@ pub struct KafkaTarget {
     has_committed: bool,
     /// Rows that the broker refused in an attempt before, with its reasons.
     refused: HashMap<MessageId, String>,
+    /// Of the attempts in which it did.
+    batch_bytes: usize,
     known: Known,
 }
 
@@ -105,6 +107,7 @@ impl KafkaTarget {
             transactions: None,
             has_committed: false,
             refused: HashMap::new(),
+            batch_bytes: 0,
             known: Known::default(),
         })
     }
@@ -219,15 +222,17 @@ impl KafkaTarget {
             self.refused.extend(failed.refused);
             return Err(failed.error);
         }
-        self.refused.clear();
+        let cursor = delivery.next_cursor();
+        // A transaction after this one may come to a row that was refused in a longer one.
+        self.refused.retain(|(lsn, _), _| *lsn as Lsn > cursor.lsn);
         self.transactions = Some(transactions);
-        self.known = Known::at(Some(delivery.next_cursor()));
+        self.known = Known::at(Some(cursor));
         self.has_committed = true;
         Ok(())
     }
 
-    /// Writes a delivery, and as much of what follows it as is read within a second, and commits
-    /// the cursor with it.
+    /// Writes a delivery, and as much of what follows it as is read within [`TRANSACTION`], and
+    /// commits the cursor with it.
     fn write(
         &mut self,
         transactions: &mut Transactions,
@@ -272,6 +277,11 @@ impl Target for KafkaTarget {
         match Transactions::begin(&self.def, &self.name()) {
             Ok((transactions, found)) => {
                 let cursor = self.checked(stored, found)?;
+                if transactions.batch_bytes < self.batch_bytes {
+                    // The topic takes less than before: only larger batches may have been too large.
+                    self.refused.clear();
+                }
+                self.batch_bytes = transactions.batch_bytes;
                 self.transactions = Some(transactions);
                 self.known = Known::at(found);
                 Ok(cursor)

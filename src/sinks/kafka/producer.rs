@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::executor::block_on;
 use rdkafka::ClientContext;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -22,6 +24,13 @@ const TIMEOUT: Duration = Duration::from_secs(25);
 /// How long it may take to say where the sink is before the sink is taken. With two more of [`TIMEOUT`]
 /// it is within the time that a command to the sink waits.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long it may take to say how large a batch may be.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a batch of messages. The broker works on one request of a connection at a time, so that
+/// small ones are slow, however many are on their way.
+const BATCH_BYTES: usize = 512 << 10;
+/// Likewise where it does not say how large one may be.
+const SMALL_BATCH_BYTES: usize = 128 << 10;
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The broker ends a transaction that takes longer, and fences its producer.
@@ -31,8 +40,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// How long reports of the client library are waited for after an error, and how many are taken.
 const REPORT_WAIT: Duration = Duration::from_millis(50);
 const MAX_REPORTS: usize = 64;
-/// Sending polls the library for delivery reports after so many messages. A report is of a batch of
-/// up to 128 KiB; its messages count as queued until it is taken.
+/// Sending polls the library for delivery reports after so many messages. A report is of a whole
+/// batch; its messages count as queued until it is taken.
 const POLL_EVERY: usize = 32;
 /// The partition in whose name the cursor is committed; every topic has it.
 const CURSOR_PARTITION: i32 = 0;
@@ -138,12 +147,15 @@ pub struct Transactions {
     group: ConsumerGroupMetadata,
     topic: String,
     sent: usize,
+    /// Messages of more bytes are sent alone.
+    pub batch_bytes: usize,
 }
 
 impl Transactions {
     /// Ends what a producer of this name left open, and returns the cursor that is committed.
     pub fn begin(def: &KafkaSink, name: &str) -> Result<(Self, Option<Cursor>), TransactionError> {
         let mut config = connection(def)?;
+        let batch_bytes = batch_bytes(topic_limit(&config, &def.topic));
         let group = CursorGroup::new(config.clone(), name, "read_committed")?;
         let reports = Callbacks::default();
         let producer: BaseProducer<Callbacks> = config
@@ -155,8 +167,7 @@ impl Transactions {
             )
             .set("compression.type", "lz4")
             .set("linger.ms", "5")
-            // The broker compares batches with the limit of the topic, and refuses all of one.
-            .set("batch.size", "131072")
+            .set("batch.size", batch_bytes.to_string())
             .set("message.max.bytes", (4 << 20).to_string())
             .set("queue.buffering.max.kbytes", (16 << 10).to_string())
             .create_with_context(reports.clone())
@@ -172,6 +183,7 @@ impl Transactions {
             group: group.metadata()?,
             topic: def.topic.clone(),
             sent: 0,
+            batch_bytes,
         };
         Ok((transactions, cursor))
     }
@@ -282,6 +294,28 @@ impl Transactions {
     }
 }
 
+/// Bytes of a batch. The broker compares a batch, compressed, with the limit of its topic and refuses
+/// all of it; one that is below the limit before it is compressed is only refused if its message,
+/// sent alone, is too large.
+fn batch_bytes(limit: Option<usize>) -> usize {
+    // What does not compress becomes a little longer.
+    limit.map_or(SMALL_BATCH_BYTES, |limit| {
+        (limit - limit / 16).clamp(1, BATCH_BYTES)
+    })
+}
+
+/// The largest batch that a topic takes, if the broker says so: it may not know the topic yet, or the
+/// sink may have no right to ask.
+fn topic_limit(config: &ClientConfig, topic: &str) -> Option<usize> {
+    let client: AdminClient<Callbacks> = config.create_with_context(Callbacks::default()).ok()?;
+    let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
+    let topics = [ResourceSpecifier::Topic(topic)];
+    let described = client.describe_configs(&topics, &options);
+    let settings = block_on(described).ok()?.pop()?.ok()?;
+    let limit = settings.get("max.message.bytes")?;
+    limit.value.as_ref()?.parse().ok()
+}
+
 /// Settings of a client that connects as declared.
 fn connection(def: &KafkaSink) -> Result<ClientConfig, SinkError> {
     let connection = client::connection(&def.brokers, &def.security)
@@ -376,5 +410,23 @@ fn of_kafka(error: &KafkaError) -> TransactionError {
         ))
         .into(),
         _ => SinkError::Unavailable(error.to_string()).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_below_the_limit_of_its_topic() {
+        for (limit, expected) in [
+            (None, 128 << 10),
+            (Some(1_048_588), 512 << 10),
+            (Some(100_000), 93_750),
+            (Some(1), 1),
+            (Some(0), 1),
+        ] {
+            assert_eq!(batch_bytes(limit), expected, "{limit:?}");
+        }
     }
 }

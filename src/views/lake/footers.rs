@@ -27,8 +27,11 @@ use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::schema::types::SchemaDescriptor;
 
+use super::LakeError;
 use super::checked::CheckedFile;
 
+/// Bytes of a number, at most.
+const NUMBER_BYTES: i64 = 8;
 /// Bytes of a page's header that are read at once.
 const HEADER_BYTES: usize = 256;
 /// Decompressed bytes of the rows that are read at once, approximately, and their number.
@@ -170,7 +173,7 @@ fn is_float(schema: &SchemaDescriptor, column: usize) -> bool {
 
 /// Bytes of a decompressed row, estimated from the footer: the mean of the page, or else the row
 /// group, with the widest rows. The compressed size does not show it: a text of 100 kB of one letter
-/// is compressed to a hundred bytes.
+/// is compressed to a hundred bytes, and a number that is the same in all rows takes a few bits.
 pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
     let average = |bytes: i64, rows: i64| bytes.max(0) as u64 / rows.max(1) as u64 + 1;
     let pages = |group: usize, column: usize, rows: i64| {
@@ -193,7 +196,8 @@ pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
             let bytes = chunk
                 .unencoded_byte_array_data_bytes()
                 .unwrap_or(0)
-                .max(chunk.uncompressed_size());
+                .max(chunk.uncompressed_size())
+                .max(NUMBER_BYTES * chunk.num_values());
             average(bytes, rows).max(pages(at, column, rows).unwrap_or(0))
         });
         columns.sum::<u64>()
@@ -215,7 +219,7 @@ pub struct LakeFile {
 
 impl LakeFile {
     /// Opens a file without reading it.
-    pub fn open(entry: &CheckedFile) -> Result<Self> {
+    pub fn open(entry: &CheckedFile) -> std::result::Result<Self, LakeError> {
         Ok(Self {
             file: Arc::new(entry.open_in_parts()?),
             entry: entry.clone(),

@@ -1,6 +1,6 @@
-//! A file of a table that is read one range of LSNs after the other. Its footer, and which row has
-//! which LSN, are read once. Rows are sorted by time, so that a range is some runs of rows; pages
-//! without one of them are not read.
+//! A file of a table that is read one range of LSNs after the other. Its footer, and unless it is
+//! large, which row has which LSN, are read once. Rows are sorted by time, so that a range is some
+//! runs of rows; pages without one of them are not read.
 
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
+    RowSelectionPolicy,
 };
 use parquet::file::metadata::PageIndexPolicy;
 
@@ -21,6 +22,8 @@ use crate::operators::lsns;
 
 /// Rows of the LSN column that are read at once.
 const LSN_ROWS: usize = 8 << 10;
+/// Rows of a file whose LSNs are kept in memory.
+const MAX_KEPT_LSNS: usize = 128 << 10;
 
 /// A file that is open for reading.
 pub struct OpenFile {
@@ -29,8 +32,8 @@ pub struct OpenFile {
     metadata: ArrowReaderMetadata,
     /// The columns that the table has.
     columns: ProjectionMask,
-    /// The LSN of each row, in the order of the file.
-    lsns: Vec<i64>,
+    /// The LSN of each row, in the order of the file; none of a large one.
+    lsns: Option<Vec<i64>>,
 }
 
 impl OpenFile {
@@ -39,7 +42,7 @@ impl OpenFile {
         let checked = CheckedFile::new(spec, entry);
         checked.check(0..checked.bytes())?;
         let path = checked.path().to_owned();
-        let file = LakeFile::open(&checked).at(&path)?;
+        let file = LakeFile::open(&checked)?;
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
         let metadata = ArrowReaderMetadata::load(&file, options).at(&path)?;
         let mut open = Self {
@@ -47,9 +50,13 @@ impl OpenFile {
             path,
             file,
             metadata,
-            lsns: Vec::new(),
+            lsns: None,
         };
-        open.lsns = open.read_lsns()?;
+        if open.rows() <= MAX_KEPT_LSNS {
+            let mut all = Vec::with_capacity(open.rows());
+            open.read_lsns(|lsns| all.extend_from_slice(lsns))?;
+            open.lsns = Some(all);
+        }
         Ok(open)
     }
 
@@ -64,19 +71,27 @@ impl OpenFile {
             .with_batch_size(rows)
     }
 
-    fn read_lsns(&self) -> Result<Vec<i64>, LakeError> {
+    fn read_lsns(&self, mut visit: impl FnMut(&[i64])) -> Result<(), LakeError> {
         let column = ProjectionMask::columns(self.metadata.parquet_schema(), ["lsn"]);
-        let reader = self.reader(column, LSN_ROWS).build().at(&self.path)?;
-        let mut all = Vec::new();
-        for rows in reader {
-            all.extend_from_slice(lsns(&rows.at(&self.path)?));
+        for rows in self.reader(column, LSN_ROWS).build().at(&self.path)? {
+            visit(lsns(&rows.at(&self.path)?));
         }
-        Ok(all)
+        Ok(())
+    }
+
+    /// Which rows have a wanted LSN.
+    fn runs(&self, wanted: &RangeInclusive<Lsn>) -> Result<Vec<Range<usize>>, LakeError> {
+        let mut runs = Runs::default();
+        match &self.lsns {
+            Some(lsns) => runs.add(lsns, wanted),
+            None => self.read_lsns(|lsns| runs.add(lsns, wanted))?,
+        }
+        Ok(runs.found)
     }
 
     /// Its number of rows.
     pub fn rows(&self) -> usize {
-        self.lsns.len()
+        self.metadata.metadata().file_metadata().num_rows().max(0) as usize
     }
 
     /// Bytes of its rows once they are read, approximately and at most.
@@ -91,10 +106,13 @@ impl OpenFile {
         wanted: &RangeInclusive<Lsn>,
     ) -> Result<impl Iterator<Item = ReadRows> + use<'a>, LakeError> {
         let rows = rows_at_once(self.metadata.metadata());
-        let runs = runs_of(&self.lsns, wanted);
-        let selection = RowSelection::from_consecutive_ranges(runs.into_iter(), self.rows());
-        let reader = self.reader(self.columns.clone(), rows);
-        let reader = reader.with_row_selection(selection);
+        let runs = self.runs(wanted)?.into_iter();
+        let selection = RowSelection::from_consecutive_ranges(runs, self.rows());
+        let reader = self
+            .reader(self.columns.clone(), rows)
+            // The other policy decodes all rows between those of a batch.
+            .with_row_selection_policy(RowSelectionPolicy::Selectors)
+            .with_row_selection(selection);
         Ok(reader.build().at(&self.path)?.map(|batch| {
             let batch = batch.at(&self.path)?;
             in_columns_of(spec, &batch).at(&self.path)
@@ -102,17 +120,26 @@ impl OpenFile {
     }
 }
 
-/// Which rows have a wanted LSN.
-fn runs_of(lsns: &[i64], wanted: &RangeInclusive<Lsn>) -> Vec<Range<usize>> {
-    let (mut runs, mut at) = (Vec::new(), 0);
-    let is_wanted = |lsn: &i64| wanted.contains(&(*lsn as Lsn));
-    while let Some(skipped) = lsns[at..].iter().position(is_wanted) {
-        let start = at + skipped;
-        let rest = lsns[start..].iter();
-        at = start + rest.take_while(|lsn| is_wanted(lsn)).count();
-        runs.push(start..at);
+/// Runs of wanted rows among those that were added so far.
+#[derive(Default)]
+struct Runs {
+    found: Vec<Range<usize>>,
+    rows: usize,
+}
+
+impl Runs {
+    fn add(&mut self, lsns: &[i64], wanted: &RangeInclusive<Lsn>) {
+        for (row, lsn) in (self.rows..).zip(lsns) {
+            if !wanted.contains(&(*lsn as Lsn)) {
+                continue;
+            }
+            match self.found.last_mut() {
+                Some(run) if run.end == row => run.end += 1,
+                _ => self.found.push(row..row + 1),
+            }
+        }
+        self.rows += lsns.len();
     }
-    runs
 }
 
 #[cfg(test)]
@@ -120,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_the_wanted_rows() {
+    fn runs_are_the_wanted_rows_however_they_come() {
         let lsns = [5, 3, 4, 9, 4, 4, 1];
         for (wanted, expected) in [
             (3..=5, vec![0..3, 4..6]),
@@ -129,8 +156,12 @@ mod tests {
             (6..=8, vec![]),
             (9..=20, vec![3..4]),
         ] {
-            assert_eq!(runs_of(&lsns, &wanted), expected, "{wanted:?}");
+            for parts in 1..=lsns.len() {
+                let mut runs = Runs::default();
+                let parts = lsns.chunks(parts);
+                parts.for_each(|part| runs.add(part, &wanted));
+                assert_eq!(runs.found, expected, "{wanted:?}");
+            }
         }
-        assert!(runs_of(&[], &(0..=9)).is_empty());
     }
 }

@@ -1,8 +1,10 @@
 //! Rows of a table in the order of their LSNs: for sinks, and for a replay where `raw` no longer has
 //! the records.
 
-use arrow::array::{Array, BooleanArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::buffer::OffsetBuffer;
 use arrow::compute::{filter_record_batch, interleave_record_batch, take_record_batch};
+use arrow::datatypes::DataType;
 
 use super::files::{FileEntry, times};
 use super::open_file::OpenFile;
@@ -24,9 +26,8 @@ const MAX_OVER_TARGET: u64 = 2;
 const SMALL_FILE_ROWS: usize = 1 << 10;
 /// Bytes of rows of small files that wait for their range.
 const MAX_WAITING_BYTES: u64 = 4 << 20;
-/// Files that stay open from one range to the next, and their rows; others are opened again.
-const MAX_OPEN_FILES: usize = 64;
-const MAX_OPEN_ROWS: usize = 512 << 10;
+/// Files that stay open from one range to the next; others are opened again.
+const MAX_OPEN_FILES: usize = 8;
 
 /// How many rows are read at once.
 #[derive(Debug, Clone, Copy)]
@@ -142,7 +143,7 @@ impl LsnOrderedRows {
             let rows = merged_by_lsn(&self.spec, &range.parts)?;
             drop(range);
             self.after = last;
-            let bytes = rows.get_array_memory_size().max(1) as u64;
+            let bytes = bytes_of(&rows).max(1);
             self.range = ((last - first + 1).saturating_mul(self.limits.bytes) / bytes)
                 .clamp(1, (2 * self.range).min(self.limits.max));
             let rows = self.above_floor(rows)?;
@@ -156,11 +157,13 @@ impl LsnOrderedRows {
     fn read_range(&mut self, range: &mut RangeRows) -> Result<(), LakeError> {
         let (spec, max_bytes) = (&self.spec, MAX_OVER_TARGET * self.limits.bytes);
         let mut waiting_bytes = self.waiting.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        let (mut open_files, mut open_rows) = (0, 0);
-        let mut later = Vec::with_capacity(self.files.len());
-        for mut file in std::mem::take(&mut self.files) {
+        let mut open_files = 0;
+        let mut at = 0;
+        while let Some(file) = self.files.get_mut(at) {
             if file.entry.min_lsn > range.last {
-                later.push(file);
+                // The range may have been longer when it was opened.
+                file.open = None;
+                at += 1;
                 continue;
             }
             let open = match file.open.take() {
@@ -174,17 +177,16 @@ impl LsnOrderedRows {
                 let bytes = bytes_of(&rows);
                 waiting_bytes += bytes;
                 self.waiting.push((rows, bytes));
+                self.files.remove(at);
                 continue;
             }
             for rows in open.read(spec, &(range.first..=range.last))? {
                 range.add(rows?, max_bytes)?;
             }
-            (open_files, open_rows) = (open_files + 1, open_rows + open.rows());
-            let stays_open = open_files <= MAX_OPEN_FILES && open_rows <= MAX_OPEN_ROWS;
-            file.open = stays_open.then_some(open);
-            later.push(file);
+            open_files += 1;
+            file.open = (open_files <= MAX_OPEN_FILES).then_some(open);
+            at += 1;
         }
-        self.files = later;
         let waiting = self.waiting.iter().map(|(rows, _)| rows);
         for rows in self.in_memory.iter().chain(waiting) {
             if let Some(found) = range.of_memory(rows) {
@@ -289,13 +291,34 @@ fn up_to(rows: RecordBatch, last: Lsn) -> Result<RecordBatch, LakeError> {
     Ok(filter_record_batch(&rows, &mask)?)
 }
 
-/// Bytes of the rows, approximately: a part may be a slice of a larger one, whose lists count whole.
+/// Bytes of the rows' values: they may be a slice of a larger batch.
 fn bytes_of(rows: &RecordBatch) -> u64 {
-    let columns = rows.columns().iter().map(|column| {
-        let slice = column.to_data().get_slice_memory_size();
-        slice.unwrap_or_else(|_| column.get_array_memory_size())
-    });
-    columns.sum::<usize>() as u64
+    rows.columns()
+        .iter()
+        .map(|column| bytes_of_values(column))
+        .sum()
+}
+
+fn bytes_of_values(array: &dyn Array) -> u64 {
+    let nested = |offsets: &OffsetBuffer<i32>, values: &dyn Array| {
+        let (first, last) = (offsets[0] as usize, offsets[array.len()] as usize);
+        bytes_of_values(&values.slice(first, last - first)) + 4 * array.len() as u64
+    };
+    match array.data_type() {
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            nested(list.offsets(), list.values())
+        }
+        DataType::Map(..) => nested(array.as_map().offsets(), array.as_map().entries()),
+        DataType::Struct(_) => {
+            let columns = array.as_struct().columns().iter();
+            columns.map(|column| bytes_of_values(column)).sum()
+        }
+        _ => {
+            let slice = array.to_data().get_slice_memory_size();
+            slice.unwrap_or_else(|_| array.get_array_memory_size()) as u64
+        }
+    }
 }
 
 /// Rows of several batches in the order of [`by_lsn`].
@@ -340,8 +363,8 @@ pub fn by_lsn(spec: &TableSpec, rows: &RecordBatch) -> Result<RecordBatch, LakeE
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{AsArray, StringArray, TimestampMicrosecondArray};
-    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use arrow::array::{ListArray, StringArray, TimestampMicrosecondArray};
+    use arrow::datatypes::{Field, Int64Type, Schema};
     use proptest::prelude::*;
 
     use super::*;
@@ -420,6 +443,56 @@ mod tests {
         assert_eq!((range.last, range.parts.len()), (19, 1));
     }
 
+    #[test]
+    fn a_slice_counts_what_is_in_it() {
+        let lists = (0..1_000).map(|n| Some(vec![Some(n); 100]));
+        let list = ListArray::from_iter_primitive::<Int64Type, _, _>(lists);
+        let columns: [(_, Arc<dyn Array>); 1] = [("list", Arc::new(list))];
+        let rows = RecordBatch::try_from_iter(columns).expect("the columns fit");
+        let (whole, tenth) = (bytes_of(&rows), bytes_of(&rows.slice(500, 100)));
+        assert!((800_000..900_000).contains(&whole), "{whole}");
+        assert!((80_000..90_000).contains(&tenth), "{tenth}");
+    }
+
+    #[test]
+    fn a_large_batch_in_memory_is_read_in_ranges_that_do_not_shrink() {
+        let lake = tempfile::tempdir().expect("a folder");
+        let spec = events(lake.path());
+        let batch: Vec<(i64, i64)> = (1..=20_000).map(|lsn| (lsn, lsn)).collect();
+        let limits = RangeLimits {
+            first: 64,
+            max: 4_096,
+            bytes: 100_000,
+        };
+        let mut rows = of_parts(&spec, &[], vec![numbered(&spec, &batch, 0)], 0, limits);
+        let mut ranges = 0;
+        while rows.next_rows().expect("readable").is_some() {
+            ranges += 1;
+        }
+        assert!(ranges < 20, "{ranges} ranges");
+    }
+
+    fn of_parts(
+        spec: &TableSpec,
+        files: &[FileEntry],
+        in_memory: Vec<RecordBatch>,
+        after: Lsn,
+        limits: RangeLimits,
+    ) -> LsnOrderedRows {
+        LsnOrderedRows {
+            spec: spec.clone(),
+            files: closed(files),
+            in_memory,
+            waiting: Vec::new(),
+            floor: None,
+            newest_hidden: None,
+            after,
+            to: Lsn::MAX,
+            range: limits.first,
+            limits,
+        }
+    }
+
     fn events(lake: &std::path::Path) -> TableSpec {
         let fields = vec![
             Field::new("lsn", DataType::Int64, true),
@@ -494,18 +567,8 @@ mod tests {
                     in_memory.push(batch);
                 }
             }
-            let mut rows = LsnOrderedRows {
-                spec,
-                files: closed(&files),
-                in_memory,
-                waiting: Vec::new(),
-                floor: None,
-                newest_hidden: None,
-                after,
-                to: Lsn::MAX,
-                range: 64,
-                limits: RangeLimits { first: 64, max: 4_096, bytes },
-            };
+            let limits = RangeLimits { first: 64, max: 4_096, bytes };
+            let mut rows = of_parts(&spec, &files, in_memory, after, limits);
             let found = read_all(&mut rows);
             let in_order = found.iter().map(|row| (row.0, row.1));
             prop_assert!(in_order.is_sorted());
