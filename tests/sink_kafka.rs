@@ -213,29 +213,57 @@ fn a_row_over_the_limit_of_messages_is_refused_and_the_others_are_sent() {
     );
 }
 
+/// LSNs of the messages, those of aborted transactions included, which the mock shows too.
+fn sent_lsns(cluster: &Cluster) -> BTreeSet<u64> {
+    let messages = cluster.messages().into_iter();
+    let rows = messages.filter_map(|(_, value)| value);
+    rows.filter_map(|row| row["lsn"].as_u64()).collect()
+}
+
+/// The next request with messages is refused because of its size. The mock does not look at it.
+fn refuse_a_batch(cluster: &Cluster) {
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    let errors = [too_large];
+    cluster.0.request_errors(RDKafkaApiKey::Produce, &errors);
+}
+
 #[test]
-fn rows_that_the_broker_refuses_amid_a_backlog_do_not_hold_the_others() {
+fn a_batch_that_the_topic_does_not_take_is_sent_in_smaller_ones() {
     let cluster = Cluster::new();
     let records = records(12_000, 6);
     let folder = folder("", &records);
     folder.run_once();
     folder.configure(&format!("{}{FILE_ONLY}", cluster.sink("rsvps", "")));
-    // Of the whole batch: the mock does not look which message is too long.
-    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
-    cluster
-        .0
-        .request_errors(RDKafkaApiKey::Produce, &[too_large]);
+    refuse_a_batch(&cluster);
+    folder.run_once();
+    let sinks = folder.rows("select state, lag, dead_letters from weir.sinks");
+    let expected = serde_json::json!({"state": "running", "lag": 0, "dead_letters": 0});
+    assert_eq!(sinks[0], expected);
+    assert_eq!(sent_lsns(&cluster).len(), records.len());
+}
+
+#[test]
+fn a_row_that_the_broker_refuses_amid_a_backlog_does_not_hold_the_others() {
+    let cluster = Cluster::new();
+    let stream = "[streams.events]\nschema = \"id bigint not null, at bigint not null, note varchar\"\nselect = \"select to_timestamp_millis(at) as event_time, id, note from events\"\n";
+    let folder = TestFolder::new("");
+    folder.configure(&format!("{}{stream}", file_source("events")));
+    // Each is longer than a batch, and sent alone.
+    let event = |id: u64| serde_json::json!({"id": id, "at": 1_465_520_400_000_u64 + id, "note": "x".repeat(600 << 10)});
+    let events: Vec<Value> = (1..=40).map(event).collect();
+    folder.write("events.ndjson", &ndjson(&events));
+    folder.run_once();
+    let sink = cluster.sink("events", "");
+    folder.configure(&format!("{sink}{}{stream}", file_source("events")));
+    refuse_a_batch(&cluster);
     folder.run_once();
     let sinks = folder.rows("select state, lag from weir.sinks");
     assert_eq!(sinks[0], serde_json::json!({"state": "running", "lag": 0}));
     let refused = folder.rows("select lsn from weir.sink_dead_letters");
-    assert!(!refused.is_empty());
-    // The mock shows messages of the transaction that was aborted, too.
-    let sent = cluster.messages().into_iter();
-    let sent = sent.filter_map(|(_, value)| value);
-    let lsns = sent.chain(refused).filter_map(|row| row["lsn"].as_u64());
-    let lsns: BTreeSet<u64> = lsns.collect();
-    assert_eq!(lsns.len(), records.len());
+    assert_eq!(refused.len(), 1);
+    let mut lsns = sent_lsns(&cluster);
+    lsns.extend(refused[0]["lsn"].as_u64());
+    assert_eq!(lsns.len(), events.len());
 }
 
 #[test]

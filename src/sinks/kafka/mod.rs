@@ -43,8 +43,10 @@ use messages::{Message, MessageId, Messages};
 use producer::{TransactionError, Transactions};
 
 /// How long rows are added to a transaction while more are there. Before a commit the messages that
-/// are on their way are waited for, and nothing is sent meanwhile.
+/// are on their way are waited for, and nothing is sent until it is done.
 const TRANSACTION: Duration = Duration::from_secs(5);
+/// How many times smaller batches are after one was refused.
+const SMALLER_BATCHES: usize = 8;
 /// Refused rows that are in memory until they are stored.
 const MAX_DEAD_LETTERS: usize = 64;
 
@@ -58,7 +60,7 @@ pub struct KafkaTarget {
     has_committed: bool,
     /// Rows that the broker refused in an attempt before, with its reasons.
     refused: HashMap<MessageId, String>,
-    /// Of the attempts in which it did.
+    /// Bytes of a batch of messages that the topic takes, as far as it is known.
     batch_bytes: usize,
     known: Known,
 }
@@ -107,7 +109,7 @@ impl KafkaTarget {
             transactions: None,
             has_committed: false,
             refused: HashMap::new(),
-            batch_bytes: 0,
+            batch_bytes: producer::BATCH_BYTES,
             known: Known::default(),
         })
     }
@@ -220,6 +222,9 @@ impl KafkaTarget {
             let failed = transactions.fail(error);
             // The next attempt leaves these out.
             self.refused.extend(failed.refused);
+            if failed.is_batch_refused {
+                self.batch_bytes = (self.batch_bytes / SMALLER_BATCHES).max(1);
+            }
             return Err(failed.error);
         }
         let cursor = delivery.next_cursor();
@@ -274,14 +279,9 @@ impl Target for KafkaTarget {
 
     fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         (self.transactions, self.has_committed) = (None, false);
-        match Transactions::begin(&self.def, &self.name()) {
+        match Transactions::begin(&self.def, &self.name(), self.batch_bytes) {
             Ok((transactions, found)) => {
                 let cursor = self.checked(stored, found)?;
-                if transactions.batch_bytes < self.batch_bytes {
-                    // The topic takes less than before: only larger batches may have been too large.
-                    self.refused.clear();
-                }
-                self.batch_bytes = transactions.batch_bytes;
                 self.transactions = Some(transactions);
                 self.known = Known::at(found);
                 Ok(cursor)

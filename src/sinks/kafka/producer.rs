@@ -3,9 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::executor::block_on;
 use rdkafka::ClientContext;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -24,13 +22,9 @@ const TIMEOUT: Duration = Duration::from_secs(25);
 /// How long it may take to say where the sink is before the sink is taken. With two more of [`TIMEOUT`]
 /// it is within the time that a command to the sink waits.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long it may take to say how large a batch may be.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of a batch of messages. The broker works on one request of a connection at a time, so that
-/// small ones are slow, however many are on their way.
-const BATCH_BYTES: usize = 512 << 10;
-/// Likewise where it does not say how large one may be.
-const SMALL_BATCH_BYTES: usize = 128 << 10;
+/// Bytes of a batch of messages, at first. The broker works on one request of a connection at a time,
+/// so that small ones are slow, however many are on their way.
+pub const BATCH_BYTES: usize = 512 << 10;
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The broker ends a transaction that takes longer, and fences its producer.
@@ -67,12 +61,15 @@ pub struct Failed {
     pub error: TransactionError,
     /// Rows that the broker refuses for good, with its reasons.
     pub refused: Vec<(MessageId, String)>,
+    /// Messages were refused together: each may be small enough.
+    pub is_batch_refused: bool,
 }
 
 /// What the broker said of messages.
 #[derive(Default)]
 struct Reports {
     refused: Vec<(MessageId, String)>,
+    is_batch_refused: bool,
     first_error: Option<KafkaError>,
     /// The last error of the client itself.
     problem: Option<String>,
@@ -80,13 +77,17 @@ struct Reports {
 
 /// Collects the reports of messages, and the last error of a connection.
 #[derive(Clone, Default)]
-struct Callbacks(Arc<Mutex<Reports>>);
+struct Callbacks {
+    reports: Arc<Mutex<Reports>>,
+    /// A message of more bytes is sent alone.
+    batch_bytes: usize,
+}
 
 impl Callbacks {
     /// An error with what the client library said of its cause, such as a wrong password: the error
     /// itself only says that there was no answer.
     fn explain(&self, error: TransactionError) -> TransactionError {
-        let problem = lock_of(&self.0).problem.take();
+        let problem = lock_of(&self.reports).problem.take();
         match (error, problem) {
             (TransactionError::Sink(SinkError::Unavailable(reason)), Some(problem)) => {
                 SinkError::Unavailable(format!("{reason}: {problem}")).into()
@@ -103,7 +104,7 @@ impl ClientContext for Callbacks {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka");
-        let mut reports = lock_of(&self.0);
+        let mut reports = lock_of(&self.reports);
         // That all brokers are down says less than the error of the last one before it.
         let says_less = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
         if !says_less || reports.problem.is_none() {
@@ -122,10 +123,19 @@ impl ProducerContext for Callbacks {
         let Err((error, message)) = result else {
             return;
         };
-        let mut reports = lock_of(&self.0);
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-            if reports.refused.len() < MAX_REFUSED {
-                let (key, value) = (message.key(), message.payload());
+        let mut reports = lock_of(&self.reports);
+        if is_too_large(error) {
+            let (key, value) = (message.key(), message.payload());
+            // The broker compares a batch with the limit of the topic, and refuses all of it.
+            if [key, value]
+                .iter()
+                .flatten()
+                .map(|part| part.len())
+                .sum::<usize>()
+                < self.batch_bytes
+            {
+                reports.is_batch_refused = true;
+            } else if reports.refused.len() < MAX_REFUSED {
                 let id = Message { lsn, key, value }.id();
                 reports.refused.push((id, too_large(value)));
             }
@@ -133,6 +143,13 @@ impl ProducerContext for Callbacks {
             reports.first_error = Some(error.clone());
         }
     }
+}
+
+fn is_too_large(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge)
+    )
 }
 
 fn too_large(value: Option<&[u8]>) -> String {
@@ -147,17 +164,22 @@ pub struct Transactions {
     group: ConsumerGroupMetadata,
     topic: String,
     sent: usize,
-    /// Messages of more bytes are sent alone.
-    pub batch_bytes: usize,
 }
 
 impl Transactions {
-    /// Ends what a producer of this name left open, and returns the cursor that is committed.
-    pub fn begin(def: &KafkaSink, name: &str) -> Result<(Self, Option<Cursor>), TransactionError> {
+    /// Ends what a producer of this name left open, and returns the cursor that is committed. Sends
+    /// batches of so many bytes.
+    pub fn begin(
+        def: &KafkaSink,
+        name: &str,
+        batch_bytes: usize,
+    ) -> Result<(Self, Option<Cursor>), TransactionError> {
         let mut config = connection(def)?;
-        let batch_bytes = batch_bytes(topic_limit(&config, &def.topic));
         let group = CursorGroup::new(config.clone(), name, "read_committed")?;
-        let reports = Callbacks::default();
+        let reports = Callbacks {
+            batch_bytes,
+            ..Callbacks::default()
+        };
         let producer: BaseProducer<Callbacks> = config
             .set("transactional.id", name)
             .set("client.id", "weir")
@@ -183,14 +205,13 @@ impl Transactions {
             group: group.metadata()?,
             topic: def.topic.clone(),
             sent: 0,
-            batch_bytes,
         };
         Ok((transactions, cursor))
     }
 
     /// Begins a transaction.
     pub fn start(&mut self) -> Result<(), TransactionError> {
-        *lock_of(&self.reports.0) = Reports::default();
+        *lock_of(&self.reports.reports) = Reports::default();
         self.producer.begin_transaction().map_err(|e| of_kafka(&e))
     }
 
@@ -240,8 +261,9 @@ impl Transactions {
                 }
             }
         }
-        let reports = lock_of(&self.reports.0);
-        if reports.refused.is_empty() && reports.first_error.is_none() {
+        let reports = lock_of(&self.reports.reports);
+        let is_refused = !reports.refused.is_empty() || reports.is_batch_refused;
+        if !is_refused && reports.first_error.is_none() {
             return Ok(());
         }
         Err(SinkError::Unavailable("messages were not written".into()).into())
@@ -253,20 +275,28 @@ impl Transactions {
         self.producer.poll(REPORT_WAIT);
         let Reports {
             refused,
+            is_batch_refused,
             first_error,
             ..
-        } = std::mem::take(&mut *lock_of(&self.reports.0));
-        let error = match (error, refused.first(), first_error) {
-            (TransactionError::Sink(SinkError::Unavailable(_)), None, Some(first)) => {
-                self.of_transaction(&first)
-            }
+        } = std::mem::take(&mut *lock_of(&self.reports.reports));
+        let passes = matches!(error, TransactionError::Sink(SinkError::Unavailable(_)));
+        let error = match (refused.first(), first_error) {
             // The rest is sent again without these.
-            (TransactionError::Sink(SinkError::Unavailable(_)), Some((_, reason)), _) => {
-                SinkError::Unavailable(reason.clone()).into()
+            (Some((_, reason)), _) if passes => SinkError::Unavailable(reason.clone()).into(),
+            (None, _) if passes && is_batch_refused => {
+                let bytes = self.reports.batch_bytes;
+                let reason =
+                    format!("the topic takes no batch of {bytes} bytes; smaller ones are sent");
+                SinkError::Unavailable(reason).into()
             }
-            (error, ..) => error,
+            (None, Some(first)) if passes => self.of_transaction(&first),
+            _ => error,
         };
-        Failed { error, refused }
+        Failed {
+            error,
+            refused,
+            is_batch_refused,
+        }
     }
 
     /// What an error within a transaction means. Messages of a producer that another one has
@@ -292,28 +322,6 @@ impl Transactions {
             .commit_transaction(TIMEOUT)
             .map_err(|e| self.of_transaction(&e))
     }
-}
-
-/// Bytes of a batch. The broker compares a batch, compressed, with the limit of its topic and refuses
-/// all of it; one that is below the limit before it is compressed is only refused if its message,
-/// sent alone, is too large.
-fn batch_bytes(limit: Option<usize>) -> usize {
-    // What does not compress becomes a little longer.
-    limit.map_or(SMALL_BATCH_BYTES, |limit| {
-        (limit - limit / 16).clamp(1, BATCH_BYTES)
-    })
-}
-
-/// The largest batch that a topic takes, if the broker says so: it may not know the topic yet, or the
-/// sink may have no right to ask.
-fn topic_limit(config: &ClientConfig, topic: &str) -> Option<usize> {
-    let client: AdminClient<Callbacks> = config.create_with_context(Callbacks::default()).ok()?;
-    let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
-    let topics = [ResourceSpecifier::Topic(topic)];
-    let described = client.describe_configs(&topics, &options);
-    let settings = block_on(described).ok()?.pop()?.ok()?;
-    let limit = settings.get("max.message.bytes")?;
-    limit.value.as_ref()?.parse().ok()
 }
 
 /// Settings of a client that connects as declared.
@@ -410,23 +418,5 @@ fn of_kafka(error: &KafkaError) -> TransactionError {
         ))
         .into(),
         _ => SinkError::Unavailable(error.to_string()).into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_is_below_the_limit_of_its_topic() {
-        for (limit, expected) in [
-            (None, 128 << 10),
-            (Some(1_048_588), 512 << 10),
-            (Some(100_000), 93_750),
-            (Some(1), 1),
-            (Some(0), 1),
-        ] {
-            assert_eq!(batch_bytes(limit), expected, "{limit:?}");
-        }
     }
 }
