@@ -19,11 +19,11 @@ use crate::sources::kafka::client;
 
 /// How long the broker may take to begin or end a transaction, or to say where the sink is.
 const TIMEOUT: Duration = Duration::from_secs(25);
-/// How long it may take to say where the sink is before the sink is taken. With two more of [`TIMEOUT`]
-/// it is within the time that a command to the sink waits.
+/// How long it may take to say where the sink is before the sink is taken. With two more of
+/// [`TIMEOUT`] it is within the time that a command to the sink waits.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
-/// Bytes of a batch of messages, at first. The broker works on one request of a connection at a time,
-/// so that small ones are slow, however many are on their way.
+/// Bytes of a batch of messages, at first. The broker works on one request of a connection at a
+/// time, so that small ones are slow, however many are on their way.
 pub const BATCH_BYTES: usize = 512 << 10;
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
@@ -126,14 +126,9 @@ impl ProducerContext for Callbacks {
         let mut reports = lock_of(&self.reports);
         if is_too_large(error) {
             let (key, value) = (message.key(), message.payload());
+            let bytes: usize = [key, value].iter().flatten().map(|part| part.len()).sum();
             // The broker compares a batch with the limit of the topic, and refuses all of it.
-            if [key, value]
-                .iter()
-                .flatten()
-                .map(|part| part.len())
-                .sum::<usize>()
-                < self.batch_bytes
-            {
+            if bytes < self.batch_bytes {
                 reports.is_batch_refused = true;
             } else if reports.refused.len() < MAX_REFUSED {
                 let id = Message { lsn, key, value }.id();

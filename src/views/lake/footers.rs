@@ -172,8 +172,9 @@ fn is_float(schema: &SchemaDescriptor, column: usize) -> bool {
 }
 
 /// Bytes of a decompressed row, estimated from the footer: the mean of the page, or else the row
-/// group, with the widest rows. The compressed size does not show it: a text of 100 kB of one letter
-/// is compressed to a hundred bytes, and a number that is the same in all rows takes a few bits.
+/// group, with the widest rows. The compressed size does not show it: a text of 100 kB of one
+/// letter is compressed to a hundred bytes, and a number that is the same in all rows takes a few
+/// bits.
 pub fn widest_row(metadata: &ParquetMetaData) -> u64 {
     let average = |bytes: i64, rows: i64| bytes.max(0) as u64 / rows.max(1) as u64 + 1;
     let pages = |group: usize, column: usize, rows: i64| {

@@ -1,5 +1,5 @@
-//! Rows of a table in the order of their LSNs: for sinks, and for a replay where `raw` no longer has
-//! the records.
+//! Rows of a table in the order of their LSNs: for sinks, and for a replay where `raw` no longer
+//! has the records.
 
 use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::buffer::OffsetBuffer;
@@ -93,8 +93,8 @@ impl LsnOrderedRows {
         }
     }
 
-    /// All rows of a table above `after`, up to `to`, at one moment. Not for entity tables, in which
-    /// a later row replaces an earlier one.
+    /// All rows of a table above `after`, up to `to`, at one moment. Not for entity tables, in
+    /// which a later row replaces an earlier one.
     pub fn of_snapshot(
         table: &LakeTable,
         state: &TableState,
