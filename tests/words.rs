@@ -105,6 +105,8 @@ fn highlights_mark_the_words_of_the_query() {
         ("一只猫", "我有<b>一只猫</b>"),
         ("ชาวโลก", "สวัสดี<b>ชาวโลก</b>"),
         ("🎉", "party <b>🎉</b> time"),
+        ("par*", "<b>party</b> 🎉 time"),
+        ("msg:ti*", "party 🎉 <b>time</b>"),
     ] {
         let answer = folder.ask(&["search", query]);
         assert_eq!(answer["hits"][0]["highlights"]["msg"], expected, "{query}");

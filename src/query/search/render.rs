@@ -6,6 +6,7 @@ use arrow::compute::concat_batches;
 use arrow::error::ArrowError;
 use serde_json::{Map, Value, json};
 use tantivy::snippet::SnippetGenerator;
+use tantivy::tokenizer::{TextAnalyzer, TokenStream};
 
 use super::execute::Hit;
 use super::parse::Clause;
@@ -121,23 +122,49 @@ impl Iterator for Events<'_> {
 pub(super) struct Highlighter<'a> {
     index: &'a SearchIndex,
     terms: BTreeMap<String, f32>,
+    /// Beginnings of terms: what they stand for is known once a text is read.
+    prefixes: Vec<String>,
 }
 
 impl<'a> Highlighter<'a> {
     pub fn new(index: &'a SearchIndex, clauses: &[Clause]) -> Self {
-        let mut terms = BTreeMap::new();
+        let (mut terms, mut prefixes) = (BTreeMap::new(), Vec::new());
         for clause in clauses {
-            if let Clause::Phrase(_, words) = clause {
-                terms.extend(words.iter().map(|(_, w)| (w.clone(), 1.0)));
+            match clause {
+                Clause::Phrase(_, words) => {
+                    terms.extend(words.iter().map(|(_, w)| (w.clone(), 1.0)));
+                }
+                Clause::Prefix(_, prefix) => prefixes.push(prefix.clone()),
+                Clause::Exact(..) | Clause::Pair(..) => {}
             }
         }
-        Self { index, terms }
+        Self {
+            index,
+            terms,
+            prefixes,
+        }
+    }
+
+    /// The query's terms, with those of a text that begin with one of its prefixes.
+    fn terms_in(&self, text: &str, tokenizer: &mut TextAnalyzer) -> BTreeMap<String, f32> {
+        let mut terms = self.terms.clone();
+        if self.prefixes.is_empty() {
+            return terms;
+        }
+        let mut tokens = tokenizer.token_stream(text);
+        while let Some(token) = tokens.next() {
+            let has_prefix = |prefix: &String| token.text.starts_with(prefix);
+            if self.prefixes.iter().any(has_prefix) {
+                terms.insert(token.text.clone(), 1.0);
+            }
+        }
+        terms
     }
 
     /// `{COLUMN: HTML, …}` of the columns that have a match.
     pub fn highlights(&self, event: &Value) -> Value {
         let tokenizer = self.index.last().0.tokenizers().get(TOKENIZER_NAME);
-        let Some(tokenizer) = tokenizer else {
+        let Some(mut tokenizer) = tokenizer else {
             return Value::Null;
         };
         let mut out = Map::new();
@@ -146,13 +173,9 @@ impl<'a> Highlighter<'a> {
             let Some(text) = searched_text(&event[column]) else {
                 continue;
             };
-            let snippet = SnippetGenerator::new(
-                self.terms.clone(),
-                tokenizer.clone(),
-                *field,
-                HIGHLIGHT_CHARS,
-            )
-            .snippet(&text);
+            let terms = self.terms_in(&text, &mut tokenizer);
+            let snippet = SnippetGenerator::new(terms, tokenizer.clone(), *field, HIGHLIGHT_CHARS)
+                .snippet(&text);
             if !snippet.is_empty() {
                 out.insert(name.clone(), snippet.to_html().into());
             }
