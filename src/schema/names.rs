@@ -30,6 +30,40 @@ pub fn unknown_column(name: &str, table: &str, columns: &Schema) -> String {
     format!("`{name}` is not a column of {table}; available: {available}")
 }
 
+/// Words of SQL that are also common names of columns, and that every place of a statement accepts
+/// unquoted.
+const PLAIN_KEYWORDS: [&str; 14] = [
+    "alert", "comment", "detail", "id", "level", "location", "name", "public", "state", "status",
+    "text", "type", "url", "version",
+];
+
+/// Whether SQL has a word of this name, in any case: as the name of a table it would be read as
+/// something else.
+pub fn is_keyword(name: &str) -> bool {
+    let name = name.to_uppercase();
+    datafusion::sql::sqlparser::keywords::ALL_KEYWORDS
+        .iter()
+        .any(|keyword| *keyword == name)
+}
+
+/// A name as SQL and schemas take it: quoted, unless it reads the same without quotes.
+pub fn quoted(name: &str) -> String {
+    let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if is_plain && (PLAIN_KEYWORDS.contains(&name) || !is_keyword(name)) {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+}
+
+/// Whether readers of Delta tables accept the characters of a name.
+pub fn has_readable_chars(name: &str) -> bool {
+    !name.is_empty() && !name.contains(REJECTED_CHARS)
+}
+
 /// Whether two names are the same to a reader of Delta tables.
 pub fn is_same_ignoring_case(a: &str, b: &str) -> bool {
     a == b || a.to_lowercase() == b.to_lowercase()
@@ -164,7 +198,7 @@ fn nested_name_error(ty: &DataType, path: &str, name: &str) -> Option<NameError>
 }
 
 /// An acceptable name similar to a rejected one.
-fn to_plain(name: &str) -> String {
+pub fn to_plain(name: &str) -> String {
     let letters = name.to_lowercase();
     let words: Vec<&str> = letters
         .split(|c: char| !c.is_alphanumeric())

@@ -43,3 +43,74 @@ pub(crate) fn as_displayable(plan: LogicalPlan) -> Result<LogicalPlan> {
 fn registered(state: &SessionState, name: &str) -> Result<Arc<ScalarUDF>> {
     FunctionRegistry::udf(state, name)
 }
+
+/// Functions on JSON text, whose library does not describe them: name, call, meaning. A path is any
+/// number of names of members and indexes of items.
+#[cfg(test)]
+pub(crate) const JSON_FUNCTIONS: &[(&str, &str, &str)] = &[
+    (
+        "json_get",
+        "json_get(json, path…)",
+        "The value at the path, as text in results; cast it, or use a function of its type.",
+    ),
+    (
+        "json_get_str",
+        "json_get_str(json, path…)",
+        "The string at the path; null for any other value.",
+    ),
+    (
+        "json_get_int",
+        "json_get_int(json, path…)",
+        "The whole number at the path; null for any other value.",
+    ),
+    (
+        "json_get_float",
+        "json_get_float(json, path…)",
+        "The number at the path; null for any other value.",
+    ),
+    (
+        "json_get_bool",
+        "json_get_bool(json, path…)",
+        "The boolean at the path; null for any other value.",
+    ),
+    (
+        "json_get_json",
+        "json_get_json(json, path…)",
+        "The value at the path as JSON text; `json -> path` is the same.",
+    ),
+    (
+        "json_get_array",
+        "json_get_array(json, path…)",
+        "The items of the array at the path, each as JSON text.",
+    ),
+    (
+        "json_as_text",
+        "json_as_text(json, path…)",
+        "The value at the path as text, a string without quotes; `json ->> path` is the same.",
+    ),
+    (
+        "json_contains",
+        "json_contains(json, path…)",
+        "Whether there is a value at the path; `json ? path` is the same.",
+    ),
+    (
+        "json_length",
+        "json_length(json, path…)",
+        "How many members or items the object or array at the path has.",
+    ),
+    (
+        "json_object_keys",
+        "json_object_keys(json, path…)",
+        "The names of the members of the object at the path.",
+    ),
+    (
+        "json_from_scalar",
+        "json_from_scalar(value)",
+        "A number, boolean or text as a JSON value.",
+    ),
+    (
+        "json_union_to_text",
+        "json_union_to_text(value)",
+        "A value of `json_get` as JSON text.",
+    ),
+];

@@ -15,8 +15,8 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::expr_rewriter::FunctionRewrite;
 use datafusion::logical_expr::type_coercion::functions::fields_with_udf;
 use datafusion::logical_expr::{
-    Cast, ColumnarValue, Expr, ExprSchemable, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature, TryCast,
+    Cast, ColumnarValue, Documentation, Expr, ExprSchemable, ReturnFieldArgs, ScalarFunctionArgs,
+    ScalarUDF, ScalarUDFImpl, Signature, TryCast,
 };
 use datafusion::scalar::ScalarValue;
 
@@ -30,37 +30,50 @@ const IN_NANOSECONDS: [&str; 5] = [
     "to_local_time",
     "to_timestamp",
 ];
+/// Functions that declare UTC, but return the times of a text column without a zone.
+const WITHOUT_ZONE: [&str; 4] = [
+    "to_timestamp_micros",
+    "to_timestamp_millis",
+    "to_timestamp_nanos",
+    "to_timestamp_seconds",
+];
 /// Times in the range of nanoseconds, in microseconds.
 const NANOS_RANGE: std::ops::RangeInclusive<i64> = i64::MIN / 1_000..=i64::MAX / 1_000;
 
-/// Replaces the functions that would fail outside the years 1677 to 2262.
+/// Replaces the functions that would fail outside the years 1677 to 2262, or whose result is not of
+/// the type that they declare.
 pub fn register(state: &mut SessionState) -> Result<()> {
-    for name in IN_NANOSECONDS {
+    let limited = IN_NANOSECONDS.map(|name| (name, true));
+    let others = WITHOUT_ZONE.map(|name| (name, false));
+    for (name, makes_nulls) in limited.into_iter().chain(others) {
         let inner = registered(state, name)?;
         let signature = Signature::user_defined(inner.signature().volatility);
-        state.register_udf(Arc::new(ScalarUDF::from(NullBeyondNanos {
+        state.register_udf(Arc::new(ScalarUDF::from(CheckedTimes {
             inner,
+            makes_nulls,
             signature,
         })))?;
     }
     state.register_function_rewrite(Arc::new(CastsInMicros))
 }
 
-/// A function that gives null for times outside the range of nanoseconds.
+/// A function whose result has the declared type; if it computes in nanoseconds, a time outside
+/// their range gives null.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct NullBeyondNanos {
+struct CheckedTimes {
     inner: Arc<ScalarUDF>,
+    makes_nulls: bool,
     signature: Signature,
 }
 
-impl NullBeyondNanos {
+impl CheckedTimes {
     /// The argument types of the wrapped function.
     fn coerced(&self, fields: &[FieldRef]) -> Result<Vec<FieldRef>> {
         fields_with_udf(fields, self.inner.as_ref())
     }
 }
 
-impl ScalarUDFImpl for NullBeyondNanos {
+impl ScalarUDFImpl for CheckedTimes {
     fn name(&self) -> &str {
         self.inner.name()
     }
@@ -73,10 +86,15 @@ impl ScalarUDFImpl for NullBeyondNanos {
         &self.signature
     }
 
+    fn documentation(&self) -> Option<&Documentation> {
+        self.inner.documentation()
+    }
+
     fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
         let inner = self.inner.inner().with_updated_config(config)?;
         Some(ScalarUDF::from(Self {
             inner: Arc::new(inner),
+            makes_nulls: self.makes_nulls,
             signature: self.signature.clone(),
         }))
     }
@@ -125,7 +143,8 @@ impl ScalarUDFImpl for NullBeyondNanos {
             scalar_arguments: args.scalar_arguments,
         };
         let field = self.inner.return_field_from_args(args)?;
-        Ok(Arc::new(field.as_ref().clone().with_nullable(true)))
+        let is_nullable = self.makes_nulls || field.is_nullable();
+        Ok(Arc::new(field.as_ref().clone().with_nullable(is_nullable)))
     }
 
     fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -143,7 +162,7 @@ impl ScalarUDFImpl for NullBeyondNanos {
                 .for_each(|value| *value = within_nanos(value));
             function.invoke_with_args(args)
         })?;
-        // `to_timestamp` of a column with formats declares UTC but returns times without a zone.
+        // `to_timestamp` and its siblings declare UTC, but return times without a zone for columns.
         if value.data_type() == declared {
             Ok(value)
         } else {

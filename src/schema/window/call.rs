@@ -17,7 +17,7 @@ const MAX_MONTHS: i64 = 13;
 /// Panes of one sliding window.
 const MAX_PANES: i64 = 100_000;
 /// What a window's SQL must look like.
-pub(super) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY))";
+pub(crate) const FORM: &str = "write `select window_start, window_end, … from tumble(STREAM, event_time, interval '10 seconds') [where …] group by window_start, window_end, …` (or hop(STREAM, TIME, SLIDE, SIZE), session(STREAM, TIME, GAP, KEY))";
 
 /// How a window divides time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use datafusion::logical_expr::{Aggregate, FetchType, LogicalPlan, SkipType};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column as PhysicalColumn;
 
-use super::call::FORM;
+use super::call::{FORM, Shape};
 use super::rows::true_only;
 use super::{END, FAST_COUNTS, START, Top, WINDOW_COLUMNS, Window};
 use crate::schema::select::{physical, stored_type, strip_internals};
@@ -142,6 +142,44 @@ impl Window {
             times.chain(others).collect::<Result<_, String>>()?,
             companions,
         ))
+    }
+
+    /// The table columns that a window's rows are ranked by, with whether they descend: those of an
+    /// `order by` before a `limit`. Empty without both.
+    pub(crate) fn ranking(&self) -> Vec<(&str, bool)> {
+        let ranked = ranking(&self.steps);
+        let name = |at: usize| {
+            let at = self
+                .output_columns
+                .iter()
+                .position(|output| *output == at)?;
+            // In the table, the first two output columns are part of WINDOW_COLUMNS.
+            let column = match at {
+                0 | 1 => at + 1,
+                _ => at - 2 + WINDOW_COLUMNS.len(),
+            };
+            Some(self.schema.field(column).name().as_str())
+        };
+        ranked
+            .into_iter()
+            .map_while(|(at, descends)| Some((name(at)?, descends)))
+            .collect()
+    }
+
+    /// The names of the columns that identify a row within its window.
+    pub(crate) fn key_names(&self) -> impl Iterator<Item = &str> {
+        let name = |column: &usize| self.schema.field(*column).name().as_str();
+        self.keys.iter().map(name)
+    }
+
+    /// Whether windows overlap, so that most open ones have a part of their time only.
+    pub(crate) fn is_sliding(&self) -> bool {
+        matches!(&self.shape, Shape::Aligned(assigner) if assigner.is_sliding())
+    }
+
+    /// Whether each key has windows of its own, which begin and end with its events.
+    pub(crate) fn is_session(&self) -> bool {
+        matches!(self.shape, Shape::Session { .. })
     }
 
     /// Whether the SQL orders or limits, so that each window must be finished by itself.
@@ -342,6 +380,38 @@ pub(super) fn top(steps: &[PostAggregateStep], groups: usize) -> Option<Top> {
     None
 }
 
+/// The columns of the last step's output that order the rows which a limit selects, with whether
+/// they descend; as far as they are selected unchanged.
+fn ranking(steps: &[PostAggregateStep]) -> Vec<(usize, bool)> {
+    let (mut order, mut is_limited) = (Vec::new(), false);
+    for step in steps {
+        match step {
+            PostAggregateStep::Filter(_) => {}
+            PostAggregateStep::Limit { .. } => is_limited = true,
+            PostAggregateStep::Sort(by) => {
+                let column = |(e, options): &(Arc<dyn PhysicalExpr>, SortOptions)| {
+                    Some((
+                        e.downcast_ref::<PhysicalColumn>()?.index(),
+                        options.descending,
+                    ))
+                };
+                order = by.iter().map_while(column).collect();
+            }
+            PostAggregateStep::Project(expressions) => {
+                let moved = |(at, descends): (usize, bool)| {
+                    let is_it = |e: &Arc<dyn PhysicalExpr>| {
+                        e.downcast_ref::<PhysicalColumn>()
+                            .is_some_and(|column| column.index() == at)
+                    };
+                    Some((expressions.iter().position(is_it)?, descends))
+                };
+                order = order.into_iter().map_while(moved).collect();
+            }
+        }
+    }
+    if is_limited { order } else { Vec::new() }
+}
+
 fn evaluate(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<ArrayRef, String> {
     expression
         .evaluate(batch)
@@ -394,6 +464,20 @@ mod tests {
         skip: 1,
         fetch: Some(10),
     };
+
+    #[test]
+    fn rows_that_a_limit_selects_are_ranked_by_the_columns_that_the_table_has() {
+        let sort = || sort(&[(2, true), (1, false)]);
+        let project = |columns: &[usize]| {
+            PostAggregateStep::Project(columns.iter().map(|at| column(*at)).collect())
+        };
+        assert!(ranking(&[sort()]).is_empty());
+        assert_eq!(ranking(&[sort(), LIMIT]), [(2, true), (1, false)]);
+        let reordered = [sort(), LIMIT, project(&[2, 0, 1])];
+        assert_eq!(ranking(&reordered), [(0, true), (2, false)]);
+        assert_eq!(ranking(&[sort(), project(&[0, 2]), LIMIT]), [(1, true)]);
+        assert!(ranking(&[sort(), LIMIT, project(&[0, 1])]).is_empty());
+    }
 
     #[test]
     fn a_limit_after_a_descending_count_selects_the_top_counts() {

@@ -265,3 +265,6 @@ impl Window {
         is_local || self.def.sql.to_lowercase().contains("time zone")
     }
 }
+
+#[cfg(test)]
+pub(crate) use call::FORM;
