@@ -22,6 +22,14 @@ const KEYS: [(&str, &[&str]); 3] = [
     ("lake", &["url", "partition"]),
 ];
 
+/// Keys of the top level that a variable may set.
+const TOP_KEYS: [&str; 2] = ["data", "instance"];
+
+/// The variable that sets a key of the top level.
+fn top_variable(key: &str) -> String {
+    format!("WEIR_{}", key.to_uppercase())
+}
+
 /// The variable that sets `[section] key`.
 pub(super) fn variable(section: &str, key: &str) -> String {
     format!("WEIR_{}_{}", section.to_uppercase(), key.to_uppercase())
@@ -30,8 +38,8 @@ pub(super) fn variable(section: &str, key: &str) -> String {
 /// Sets `WEIR_DATA`, `WEIR_INSTANCE` and `WEIR_<SECTION>_<KEY>` (server, limits, log and lake) in
 /// the file's table.
 pub(super) fn overlay(table: &mut toml::Table, env: Environment<'_>) {
-    for key in ["data", "instance"] {
-        if let Some(text) = env(&format!("WEIR_{}", key.to_uppercase())) {
+    for key in TOP_KEYS {
+        if let Some(text) = env(&top_variable(key)) {
             table.insert(key.into(), value(text));
         }
     }
@@ -58,6 +66,20 @@ fn value(text: String) -> toml::Value {
         (_, Ok(flag)) => flag.into(),
         _ => text.into(),
     }
+}
+
+/// Every variable with its section, which is empty for the keys of the top level.
+#[cfg(test)]
+pub(crate) fn variables() -> Vec<(&'static str, String)> {
+    let top = TOP_KEYS.iter().map(|key| ("", top_variable(key)));
+    let limits = LIMITS.iter().map(|limit| ("limits", limit.key));
+    let others = KEYS
+        .iter()
+        .flat_map(|(section, keys)| keys.iter().map(|key| (*section, *key)));
+    let others = limits
+        .chain(others)
+        .map(|(section, key)| (section, variable(section, key)));
+    top.chain(others).collect()
 }
 
 #[cfg(test)]

@@ -37,6 +37,16 @@ pub struct FileDef {
 }
 
 impl FileDef {
+    /// The files of a folder without further keys.
+    pub fn folder(path: PathBuf, recursive: bool) -> Self {
+        Self {
+            path,
+            recursive,
+            exclude: EXCLUDED.map(str::to_owned).to_vec(),
+            ..Self::default()
+        }
+    }
+
     /// Whether the path is `-`.
     pub fn is_stdin(&self) -> bool {
         self.path == Path::new("-")

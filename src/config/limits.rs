@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::error::ConfigError;
 use super::location::SourceText;
+use super::machine::{group_memory, machine_memory};
 use super::raw;
 use super::stream::{
     DUPLICATE_KEY_BYTES, Declarations, SESSION_BYTES, VENUE_BYTES, WINDOW_GROUP_BYTES,
@@ -68,7 +69,7 @@ use Minimum::{RaisedTo, RefusedBelow};
 /// One key of `[limits]`, its numbers in its unit.
 pub(super) struct Limit {
     pub key: &'static str,
-    /// What it limits, as its documentation says; for the table of docs/limits.md.
+    /// What it limits, as its documentation says; for the reference in `docs`.
     #[cfg(test)]
     about: &'static str,
     unit: Unit,
@@ -262,7 +263,9 @@ impl Limits {
         if let Some(text) = memory {
             typed.memory = Some(text.parse().map_err(InvalidLimit::MemoryFlag)?);
         }
-        typed.memory.get_or_insert_with(default_memory);
+        typed
+            .memory
+            .get_or_insert_with(|| default_memory(machine_memory(), group_memory()));
         let numbers = LIMITS
             .iter()
             .zip(typed.numbers())
@@ -270,14 +273,10 @@ impl Limits {
         Ok(Self::of_numbers(numbers.collect::<Result<_, _>>()?))
     }
 
-    /// A line for each limit in force, with its `origin`: none is the default.
-    pub(super) fn show(&self, origin: impl Fn(&str) -> Option<String>) -> String {
-        let origin = |key: &str| origin(key).unwrap_or_else(|| "default".into());
-        let line = |(limit, number): (&Limit, Option<u64>)| {
-            let (key, value) = (limit.key, limit.display(number));
-            format!("limits.{key} = {value}  # {}\n", origin(key))
-        };
-        LIMITS.iter().zip(self.numbers()).map(line).collect()
+    /// Every limit in force: its key and its value, as text.
+    pub(super) fn in_force(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let shown = |(limit, number): (&Limit, Option<u64>)| (limit.key, limit.display(number));
+        LIMITS.iter().zip(self.numbers()).map(shown)
     }
 
     /// The memory that is left after the process's own, in sixteenths.
@@ -296,20 +295,12 @@ impl Limits {
     }
 }
 
-/// A quarter of the machine's memory, at least 512 MiB, at most 2 GiB.
-fn default_memory() -> Size {
-    let kib = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            text.lines()
-                .find_map(|l| l.strip_prefix("MemTotal:"))?
-                .split_whitespace()
-                .next()?
-                .parse::<u64>()
-                .ok()
-        });
-    let quarter = kib.map_or(MIN_MEMORY, |kib| kib * 1024 / 4);
-    Size(quarter.clamp(MIN_MEMORY, 2 << 30))
+/// A quarter of the machine's memory, or two thirds of what its control groups leave to the process
+/// if that is less: the rest is for what the shares do not count. At least 512 MiB, at most 2 GiB.
+fn default_memory(machine: Option<u64>, group: Option<u64>) -> Size {
+    let quarter = machine.map_or(MIN_MEMORY, |bytes| bytes / 4);
+    let of_group = group.map_or(u64::MAX, |bytes| bytes / 3 * 2);
+    Size(quarter.min(of_group).clamp(MIN_MEMORY, 2 << 30))
 }
 
 /// Fixed shares of the memory limit, in bytes.
@@ -450,6 +441,32 @@ pub(super) fn log(
     })
 }
 
+/// Rows of the reference: key, default, minimum, maximum, meaning.
+#[cfg(test)]
+pub(crate) fn reference() -> Vec<[String; 5]> {
+    let row = |limit: &Limit| {
+        let shown = |number: u64| limit.display(Some(number));
+        let minimum = match limit.minimum {
+            RaisedTo(0) => String::new(),
+            RaisedTo(minimum) | RefusedBelow(minimum) => shown(minimum),
+        };
+        let maximum = if limit.maximum == ANY {
+            String::new()
+        } else {
+            shown(limit.maximum)
+        };
+        let (key, default) = (format!("`{}`", limit.key), limit.default.map(shown));
+        [
+            key,
+            default.unwrap_or_default(),
+            minimum,
+            maximum,
+            limit.about.trim().to_owned(),
+        ]
+    };
+    LIMITS.iter().map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -457,32 +474,6 @@ mod tests {
     fn resolved(text: &str) -> Result<Limits, InvalidLimit> {
         let typed = toml::from_str(text).expect("keys of [limits]");
         Limits::resolve(&typed, None)
-    }
-
-    /// The table of docs/limits.md.
-    fn documented(limit: &Limit) -> String {
-        let about = limit.about.trim();
-        let minimum = match limit.minimum {
-            RaisedTo(0) => String::new(),
-            RaisedTo(minimum) | RefusedBelow(minimum) => limit.display(Some(minimum)),
-        };
-        let maximum = match limit.maximum {
-            ANY => String::new(),
-            maximum => limit.display(Some(maximum)),
-        };
-        let default = limit.default.map(|number| limit.display(Some(number)));
-        let default = default.unwrap_or_default();
-        format!(
-            "| `{}` | {default} | {minimum} | {maximum} | {about} |\n",
-            limit.key
-        )
-    }
-
-    #[test]
-    fn the_table_of_the_documentation_is_that_of_the_program() {
-        let table: String = LIMITS.iter().map(documented).collect();
-        let page = include_str!("../../docs/limits.md");
-        assert!(page.contains(&table), "docs/limits.md lacks:\n{table}");
     }
 
     #[test]
@@ -493,6 +484,25 @@ mod tests {
         let sum = shares.queues + shares.ring + shares.hot_rows + shares.operators + shares.search;
         let sum = sum + shares.lake + shares.sql + shares.counts_and_places;
         assert!(sum as u64 <= limits.memory - BASE_MEMORY);
+    }
+
+    #[test]
+    fn the_default_memory_follows_the_machine_and_its_control_groups() {
+        const GIB: u64 = 1 << 30;
+        for (machine, group, expected) in [
+            (Some(4 * GIB), None, GIB),
+            (Some(64 * GIB), None, 2 * GIB),
+            (Some(GIB), None, GIB / 2),
+            (None, None, GIB / 2),
+            // As under `MemoryMax=1536M`, and in a container of 3 GiB.
+            (Some(64 * GIB), Some(3 * GIB / 2), GIB),
+            (Some(64 * GIB), Some(3 * GIB), 2 * GIB),
+            // Version 1 writes no limit as a number beyond every machine.
+            (Some(4 * GIB), Some(9_223_372_036_854_771_712), GIB),
+            (Some(4 * GIB), Some(GIB / 4), GIB / 2),
+        ] {
+            assert_eq!(default_memory(machine, group).0, expected, "{group:?}");
+        }
     }
 
     #[test]
@@ -516,12 +526,16 @@ mod tests {
     #[test]
     fn every_limit_is_shown_with_its_origin() {
         let limits = resolved("memory = \"1GiB\"\nsql_rows = 7").expect("valid");
-        let shown = limits.show(|key| match key {
-            "memory" => Some("--memory".into()),
-            "sql_rows" => Some("weir.toml".into()),
-            "body" => Some("WEIR_LIMITS_BODY".into()),
-            _ => None,
-        });
+        let origin = |key: &str| match key {
+            "memory" => "--memory",
+            "sql_rows" => "weir.toml",
+            "body" => "WEIR_LIMITS_BODY",
+            _ => "default",
+        };
+        let shown: String = limits
+            .in_force()
+            .map(|(key, value)| format!("limits.{key} = {value}  # {}\n", origin(key)))
+            .collect();
         insta::assert_snapshot!(shown);
     }
 }

@@ -13,7 +13,9 @@ mod http;
 mod kafka;
 mod limits;
 mod location;
+mod machine;
 mod raw;
+mod shown;
 pub(crate) mod sinks;
 mod sources;
 pub(crate) mod stream;
@@ -211,23 +213,6 @@ impl Config {
         self.path.clone().unwrap_or_else(|| DEFAULT_FILE.into())
     }
 
-    /// Every limit in force, with where it comes from.
-    pub(crate) fn show(&self) -> String {
-        let table: toml::Table = toml::from_str(&self.text).unwrap_or_default();
-        let file = self.file_name().display().to_string();
-        let origin = |key: &str| {
-            if key == "memory" && self.has_memory_flag {
-                Some("--memory".to_owned())
-            } else {
-                let variable = environment::variable("limits", key);
-                let is_typed = table.get("limits").is_some_and(|l| l.get(key).is_some());
-                let file = is_typed.then(|| file.clone());
-                process_environment(&variable).map(|_| variable).or(file)
-            }
-        };
-        self.limits.show(origin)
-    }
-
     /// An error that points into the value of a stream's key (at the declaration, where the key
     /// comes from a preset).
     pub(crate) fn stream_error(&self, stream: &str, key: &str, message: String) -> ConfigError {
@@ -360,6 +345,14 @@ fn check_is_built(file: &ConfigFile, at: &SourceText<'_>) -> Result<(), ConfigEr
         return refuse("url", "shared lakes (`[lake] url`)");
     }
     Ok(())
+}
+
+/// What the reference in `docs` shows beyond what the program uses.
+#[cfg(test)]
+pub(crate) mod reference {
+    pub(crate) use super::environment::variables;
+    pub(crate) use super::limits::reference as limits;
+    pub(crate) use super::stream::CountDef;
 }
 
 #[cfg(test)]
