@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arrow::array::RecordBatch;
+
 use super::QueryError;
 use super::encode::each_row;
 use crate::event::Lsn;
@@ -14,6 +16,8 @@ use crate::views::ring::{Next, Ring};
 /// Maximum rows of a page, and approximate maximum bytes.
 const PAGE_ROWS: usize = 500;
 const PAGE_BYTES: usize = 256 << 10;
+/// Outputs in which the newest rows of a table are looked for.
+const MAX_OUTPUTS: usize = 2_000;
 /// Bytes of the pages that are cached for other readers.
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -93,6 +97,16 @@ pub enum NextPage {
     CaughtUp(Cursor),
 }
 
+/// The newest rows of a table.
+pub struct NewestRows {
+    /// Oldest first, without partition columns.
+    pub batches: Vec<RecordBatch>,
+    /// The record up to which they are.
+    pub visible: Lsn,
+    /// Older ones that were asked for may be missing: they are no longer in memory.
+    pub may_lack_rows: bool,
+}
+
 /// Table, LSN of the output, and number of the first row.
 type PageKey = (String, Lsn, usize);
 
@@ -167,6 +181,32 @@ impl Live {
             }
         }
         Ok(NextPage::CaughtUp(cursor))
+    }
+
+    /// The newest visible rows of a table that follow the record `after`, at most `max` of them,
+    /// as they are in memory.
+    pub fn newest(&self, table: &LakeTable, after: Lsn, max: usize) -> NewestRows {
+        let visible = table.applied();
+        let (outputs, has_lagged) = self.ring.newest(after, visible, MAX_OUTPUTS);
+        let may_have_more = has_lagged || outputs.len() == MAX_OUTPUTS;
+        let (mut batches, mut missing) = (Vec::new(), max);
+        for output in outputs {
+            let Some(rows) = table.rows_of(&output).filter(|rows| rows.num_rows() > 0) else {
+                continue;
+            };
+            let length = rows.num_rows().min(missing);
+            batches.push(rows.slice(rows.num_rows() - length, length));
+            missing -= length;
+            if missing == 0 {
+                break;
+            }
+        }
+        batches.reverse();
+        NewestRows {
+            batches,
+            visible,
+            may_lack_rows: missing > 0 && may_have_more,
+        }
     }
 
     fn page(

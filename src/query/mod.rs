@@ -12,6 +12,7 @@ mod handles;
 pub(crate) mod live;
 mod memory;
 pub(crate) mod nearby;
+pub(crate) mod overview;
 mod progress;
 mod query_threads;
 pub(crate) mod search;
@@ -54,3 +55,6 @@ pub enum QueryError {
     #[error("{0}")]
     Failed(String),
 }
+
+#[cfg(test)]
+pub(crate) use system_tables::TABLES as SYSTEM_TABLES;

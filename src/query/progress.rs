@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use serde::Serialize;
 
 use super::QueryError;
+use super::overview::rate::ArrivalRate;
 use crate::event::{
     Gap, Lsn, Micros, SharedHealth, SharedSinkHealth, SinkHealth, SourceHealth, rfc3339,
 };
@@ -70,6 +71,8 @@ struct Inner {
     synced_lsn: Lsn,
     /// (last LSN, arrival time) of the latest frames.
     arrivals: VecDeque<(Lsn, Micros)>,
+    /// Records that arrived lately, by stream.
+    rates: BTreeMap<String, ArrivalRate>,
 }
 
 impl PipelineProgress {
@@ -170,6 +173,26 @@ impl PipelineProgress {
         if inner.arrivals.len() > MAX_ARRIVALS {
             inner.arrivals.pop_front();
         }
+    }
+
+    /// Records that so many records of a declared stream are in the log.
+    pub(crate) fn note_records(&self, stream: &str, records: u64, received_at: Micros) {
+        let mut inner = self.lock();
+        if let Some(rate) = inner.rates.get_mut(stream) {
+            rate.add(received_at, records);
+        } else {
+            let mut rate = ArrivalRate::default();
+            rate.add(received_at, records);
+            inner.rates.insert(stream.to_owned(), rate);
+        }
+    }
+
+    /// Records of a stream that arrived in each of the 60 whole seconds before `now`: seconds since
+    /// 1970, and their numbers.
+    pub(crate) fn arrival_history(&self, stream: &str, now: Micros) -> Vec<(i64, u64)> {
+        let inner = self.lock();
+        let none = ArrivalRate::default();
+        inner.rates.get(stream).unwrap_or(&none).history(now)
     }
 
     /// Records the arrival of a frame of a log that is read offline; the oldest suffice.

@@ -17,7 +17,7 @@ use crate::event::Lsn;
 use crate::query::Handles;
 use crate::runtime::snapshots::Snapshots;
 use crate::sources::Stop;
-use crate::storage::{Disk, sync_folder};
+use crate::storage::{Disk, explain, sync_folder};
 use crate::wal::backup;
 
 /// What was copied.
@@ -63,13 +63,22 @@ impl Backup {
     /// Copies into a folder that is empty or does not exist; the copy gets its name when it is
     /// complete.
     pub fn run(&self, to: &Path) -> Result<Summary, RuntimeError> {
+        self.run_reporting(to, &mut |_| {})
+    }
+
+    /// As [`Self::run`]; `report` takes the bytes that are copied so far, after each file.
+    fn run_reporting(
+        &self,
+        to: &Path,
+        report: &mut dyn FnMut(u64),
+    ) -> Result<Summary, RuntimeError> {
         let _held = self
             .retention_lock
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let to = &resolve(to)?;
         let partial = self.begin(to)?;
-        let copied = self.copy(&partial, to);
+        let copied = self.copy(&partial, to, report);
         if copied.is_err() {
             // Half a copy is useless.
             let _ = fs::remove_dir_all(&partial);
@@ -77,8 +86,14 @@ impl Backup {
         copied
     }
 
-    fn copy(&self, partial: &Path, to: &Path) -> Result<Summary, RuntimeError> {
+    fn copy(
+        &self,
+        partial: &Path,
+        to: &Path,
+        report: &mut dyn FnMut(u64),
+    ) -> Result<Summary, RuntimeError> {
         let mut copy = Copy {
+            report,
             to: partial.to_owned(),
             files: 0,
             bytes: 0,
@@ -86,6 +101,7 @@ impl Backup {
         };
         // First: a sink of the copy sends rows again rather than skipping some.
         copy.sinks(&self.folder.sinks())?;
+        copy.files_of(&self.folder.notebooks(), Path::new("notebooks"))?;
         // Every field is named, so that the compiler asks what to copy of a new view.
         let Handles {
             catalog: _,
@@ -176,11 +192,12 @@ impl Backup {
     }
 }
 
-/// Copies a folder that no process is working on.
+/// Copies a folder that no process is working on; `report` takes the bytes that are copied so far.
 pub fn offline(
     config: &Config,
     to: &Path,
     runtime: &tokio::runtime::Handle,
+    report: &mut dyn FnMut(u64),
 ) -> Result<Summary, RuntimeError> {
     let context = FolderContext::existing(config, runtime)?;
     let _lock = context.folder.lock()?;
@@ -196,7 +213,7 @@ pub fn offline(
         retention_lock: Arc::default(),
         stop: Stop::default(),
     }
-    .run(to)
+    .run_reporting(to, report)
 }
 
 /// The path without links, dots and a slash at its end; its parent must exist.
@@ -208,15 +225,26 @@ fn resolve(to: &Path) -> Result<PathBuf, RuntimeError> {
         .file_name()
         .filter(|_| to.is_absolute())
         .ok_or_else(|| wrong("is not an absolute path to a folder"))?;
-    let parent = to.parent().and_then(|p| p.canonicalize().ok());
-    Ok(parent
-        .ok_or_else(|| wrong("its parent folder does not exist"))?
-        .join(name))
+    let parent = to.parent().unwrap_or(&to);
+    let resolved = parent.canonicalize().map_err(|error| {
+        RuntimeError::Config(format!(
+            "{}: its folder cannot be used ({error}); create {}, or name another folder",
+            to.display(),
+            parent.display()
+        ))
+    })?;
+    Ok(resolved.join(name))
 }
 
 fn in_path(path: &Path) -> impl Fn(io::Error) -> RuntimeError {
     let path = path.to_owned();
-    move |e| RuntimeError::Failed(format!("{}: {e}", path.display()))
+    move |e| {
+        RuntimeError::Failed(format!(
+            "{}: {}; nothing was copied, try again or name another folder",
+            path.display(),
+            explain(&e)
+        ))
+    }
 }
 
 fn create_folder(path: &Path) -> io::Result<()> {
@@ -228,14 +256,15 @@ fn create_folder(path: &Path) -> io::Result<()> {
 }
 
 /// A copy in progress.
-struct Copy {
+struct Copy<'a> {
+    report: &'a mut dyn FnMut(u64),
     to: PathBuf,
     files: u64,
     bytes: u64,
     stop: Stop,
 }
 
-impl Copy {
+impl Copy<'_> {
     fn folder(&self, name: &str) -> Result<(), RuntimeError> {
         let path = self.to.join(name);
         create_folder(&path).map_err(in_path(&path))
@@ -243,23 +272,25 @@ impl Copy {
 
     /// Cursors and refused rows, each file as of one moment.
     fn sinks(&mut self, from: &Path) -> Result<(), RuntimeError> {
-        let entries = |folder: &Path| -> Result<Vec<PathBuf>, RuntimeError> {
-            if !folder.exists() {
-                return Ok(Vec::new());
-            }
-            let entries = fs::read_dir(folder).map_err(in_path(folder))?;
-            let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-            paths.collect::<io::Result<_>>().map_err(in_path(folder))
-        };
         for sink in entries(from)? {
-            for path in entries(&sink)? {
-                let name = Path::new("sinks")
-                    .join(sink.file_name().unwrap_or_default())
-                    .join(path.file_name().unwrap_or_default());
-                if path.extension().is_none_or(|e| e != "tmp") {
-                    self.file(&path, &name)?;
-                }
+            let name = Path::new("sinks").join(sink.file_name().unwrap_or_default());
+            self.files_of(&sink, &name)?;
+        }
+        Ok(())
+    }
+
+    /// The files of a folder, each as of one moment; those that are removed before they are copied
+    /// are left out.
+    fn files_of(&mut self, from: &Path, to: &Path) -> Result<(), RuntimeError> {
+        for path in entries(from)? {
+            if path.extension().is_some_and(|e| e == "tmp") {
+                continue;
             }
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file.map_err(in_path(&path))?,
+            };
+            self.open_file(&file, &to.join(path.file_name().unwrap_or_default()))?;
         }
         Ok(())
     }
@@ -287,6 +318,7 @@ impl Copy {
             .map_err(&wrong)?;
         self.bytes += io::copy(&mut from, &mut file).map_err(&wrong)?;
         self.files += 1;
+        (self.report)(self.bytes);
         file.sync_all().map_err(&wrong)
     }
 
@@ -296,6 +328,16 @@ impl Copy {
         fs::rename(&self.to, to).map_err(in_path(to))?;
         sync_folder(to.parent().unwrap_or(to)).map_err(in_path(to))
     }
+}
+
+/// What a folder has; nothing where it does not exist.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, RuntimeError> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(folder).map_err(in_path(folder))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    paths.collect::<io::Result<_>>().map_err(in_path(folder))
 }
 
 fn sync_folders(folder: &Path) -> io::Result<()> {

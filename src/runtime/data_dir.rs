@@ -48,7 +48,11 @@ impl DataDir {
     /// The folder, created if it does not exist.
     pub fn create(root: &Path) -> Result<Self, RuntimeError> {
         let failed = |e: std::io::Error| {
-            RuntimeError::Failed(format!("{}: {}", root.display(), explain(&e)))
+            RuntimeError::Failed(format!(
+                "{}: {}; `data` in the configuration, or WEIR_DATA, names another data folder",
+                root.display(),
+                explain(&e)
+            ))
         };
         // Libraries create files with the permissions of the process.
         keep_private();
@@ -78,11 +82,8 @@ impl DataDir {
     /// queries and sources. Needs the write lock. Builds of views have locks of their own.
     pub fn remove_leftovers(&self, _lock: &Lock) {
         tighten(&self.root);
-        let bytes: u64 = self
-            .parts()
-            .iter()
-            .map(|part| remove_temporaries(part))
-            .sum();
+        let parts = self.parts().into_iter().chain([self.notebooks()]);
+        let bytes: u64 = parts.map(|part| remove_temporaries(&part)).sum();
         if bytes > 0 {
             tracing::info!(bytes, "removed files that a killed process was writing");
         }
@@ -130,6 +131,11 @@ impl DataDir {
     /// Cursors and refused rows of sinks.
     pub fn sinks(&self) -> PathBuf {
         self.root.join("sinks")
+    }
+
+    /// Saved notebooks.
+    pub fn notebooks(&self) -> PathBuf {
+        self.root.join("notebooks")
     }
 
     /// Views being rebuilt.

@@ -32,6 +32,7 @@ const FRAME_BYTES: usize = 4 << 20;
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryRequest {
+    /// Only those of this stream.
     pub stream: Option<String>,
     /// Only those with exactly this reason.
     pub reason: Option<String>,

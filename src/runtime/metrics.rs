@@ -3,10 +3,199 @@
 use std::path::Path;
 
 use super::maintenance::folder_bytes;
+use super::resources::Usage;
 use crate::config::VENUE_BYTES;
 use crate::event::{Lsn, SinkState, SourceState};
 use crate::ids::ViewId;
 use crate::query::Handles;
+
+/// What a metric counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MetricKind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+use MetricKind::{Counter, Gauge, Histogram};
+
+/// Every metric, with what it is: the `# HELP` lines of `/metrics`, and the reference in `docs`.
+pub(crate) const METRICS: [(&str, MetricKind, &str); 31] = [
+    (
+        "weir_log_synced_lsn",
+        Gauge,
+        "LSN of the last record that is synced.",
+    ),
+    ("weir_log_bytes", Gauge, "Bytes of the log's segments."),
+    (
+        "weir_sync_seconds",
+        Histogram,
+        "Time of a write to the log with its sync.",
+    ),
+    (
+        "weir_query_seconds",
+        Histogram,
+        "Time of a client's query, by its kind, waiting included.",
+    ),
+    (
+        "weir_view_position",
+        Gauge,
+        "LSN up to which a view has applied the log.",
+    ),
+    (
+        "weir_view_lag_records",
+        Gauge,
+        "Synced records that a view has not applied.",
+    ),
+    (
+        "weir_source_records_total",
+        Counter,
+        "Records of a stream, rejected ones included.",
+    ),
+    (
+        "weir_rejected_total",
+        Counter,
+        "Records of a stream that became dead letters, by reason.",
+    ),
+    (
+        "weir_late_total",
+        Counter,
+        "Events of a stream below their partition's watermark.",
+    ),
+    (
+        "weir_duplicates_total",
+        Counter,
+        "Events of a stream that are marked as duplicates.",
+    ),
+    (
+        "weir_open_sessions",
+        Gauge,
+        "Sessions of a stream that are open.",
+    ),
+    (
+        "weir_abandoned_sessions_total",
+        Counter,
+        "Sessions that were closed early, for lack of room.",
+    ),
+    (
+        "weir_source_state",
+        Gauge,
+        "1 for the state in which a source is.",
+    ),
+    (
+        "weir_source_lag_records",
+        Gauge,
+        "Records of a partition that its source has not taken.",
+    ),
+    (
+        "weir_source_waiting",
+        Gauge,
+        "Partitions of a source that wait.",
+    ),
+    (
+        "weir_sink_state",
+        Gauge,
+        "1 for the state in which a sink is.",
+    ),
+    (
+        "weir_sink_lag_records",
+        Gauge,
+        "Synced records above those that a sink has delivered.",
+    ),
+    (
+        "weir_sink_lsn",
+        Gauge,
+        "LSN up to which a sink has delivered all rows.",
+    ),
+    (
+        "weir_sink_rows_total",
+        Counter,
+        "Rows that a sink has delivered since the start.",
+    ),
+    (
+        "weir_sink_retries_total",
+        Counter,
+        "Attempts of a sink that failed since the start.",
+    ),
+    (
+        "weir_sink_dead_letters",
+        Gauge,
+        "Rows that the target of a sink refuses for good.",
+    ),
+    (
+        "weir_window_groups",
+        Gauge,
+        "Groups of a window's open panes in memory.",
+    ),
+    (
+        "weir_window_bytes",
+        Gauge,
+        "Bytes of a window's panes and retained results.",
+    ),
+    (
+        "weir_window_late_total",
+        Counter,
+        "Rows that came when each of their windows was closed.",
+    ),
+    (
+        "weir_window_abandoned_total",
+        Counter,
+        "Windows that were closed early, for lack of room.",
+    ),
+    (
+        "weir_window_failed_total",
+        Counter,
+        "Rows and windows left out because an expression failed.",
+    ),
+    (
+        "weir_memory_bytes",
+        Gauge,
+        "Bytes in use of a share of the memory.",
+    ),
+    (
+        "weir_memory_resident_bytes",
+        Gauge,
+        "Bytes of the process that are in memory.",
+    ),
+    (
+        "weir_memory_limit_bytes",
+        Gauge,
+        "Bytes that the process may take: `[limits] memory`.",
+    ),
+    (
+        "weir_disk_bytes",
+        Gauge,
+        "Bytes of a part of the data folder.",
+    ),
+    (
+        "weir_disk_limit_bytes",
+        Gauge,
+        "Bytes that the data folder may take: `[limits] disk`.",
+    ),
+];
+
+/// Describes every metric to the recorder, once it is installed.
+pub(crate) fn describe() {
+    for (name, kind, help) in METRICS {
+        match kind {
+            Counter => metrics::describe_counter!(name, help),
+            Gauge => metrics::describe_gauge!(name, help),
+            Histogram => metrics::describe_histogram!(name, help),
+        }
+    }
+}
+
+/// Sets the gauges of disk and memory.
+pub(super) fn publish_usage(usage: &Usage) {
+    for (part, bytes) in &usage.disk {
+        metrics::gauge!("weir_disk_bytes", "part" => *part).set(*bytes as f64);
+    }
+    if let Some(limit) = usage.disk_limit {
+        metrics::gauge!("weir_disk_limit_bytes").set(limit as f64);
+    }
+    metrics::gauge!("weir_memory_resident_bytes").set(usage.memory as f64);
+    metrics::gauge!("weir_memory_limit_bytes").set(usage.memory_limit as f64);
+}
 
 /// `parts`: bytes in use per share of the memory, in addition to unflushed rows, places and counts.
 pub(super) fn publish(
@@ -102,5 +291,40 @@ fn publish_memory(handles: &Handles, parts: &[(&'static str, usize)]) {
     ];
     for (part, bytes) in parts.iter().copied().chain(views) {
         metrics::gauge!("weir_memory_bytes", "part" => part).set(bytes as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The names of metrics that the program sets.
+    fn names_in_sources() -> BTreeSet<String> {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let files = walkdir::WalkDir::new(sources).into_iter().flatten();
+        let files = files.filter(|file| file.path().extension().is_some_and(|e| e == "rs"));
+        let mut names = BTreeSet::new();
+        for file in files {
+            let text = std::fs::read_to_string(file.path()).expect("readable");
+            for set in ["gauge!(", "counter!(", "histogram!("] {
+                let calls = text.split(set).skip(1).map(str::trim_start);
+                let names_set = calls.filter_map(|call| call.strip_prefix('"')?.split('"').next());
+                names.extend(names_set.map(str::to_owned));
+            }
+        }
+        names.retain(|name| name.starts_with("weir_"));
+        names
+    }
+
+    #[test]
+    fn every_metric_is_described_once() {
+        let described: BTreeSet<String> = METRICS
+            .iter()
+            .map(|(name, ..)| (*name).to_owned())
+            .collect();
+        assert_eq!(described.len(), METRICS.len());
+        assert_eq!(described, names_in_sources());
     }
 }

@@ -13,7 +13,8 @@ mod error;
 mod idle_ticker;
 pub(crate) mod inspect;
 mod maintenance;
-mod metrics;
+pub(crate) mod metrics;
+pub(crate) mod notebooks;
 pub(crate) mod notes;
 pub(crate) mod offline;
 mod pipeline;
@@ -23,6 +24,7 @@ pub(crate) mod rebuild;
 mod reconfigure;
 mod recovery;
 mod reserve;
+pub(crate) mod resources;
 mod shutdown;
 pub(crate) mod sink_threads;
 pub mod snapshots;
@@ -63,6 +65,7 @@ pub use maintenance::compact;
 use pipeline::Pipeline;
 use query_service::QueryService;
 use readiness::Readiness;
+use resources::Resources;
 use shutdown::{Callers, Ending, SourceThread, Stopped};
 use sink_threads::SinkControls;
 
@@ -84,6 +87,8 @@ pub struct Running {
     pub handles: Handles,
     /// Answers the queries of clients.
     pub queries: QueryService,
+    /// Measures folder and process.
+    pub(crate) resources: Arc<Resources>,
     /// Arrival times of records.
     pub clock: Arc<dyn Clock>,
     /// Asks sources, maintenance and backups to return, before or in [`Running::stop`].
@@ -109,7 +114,7 @@ fn spools(config: &Config, folder: Option<PathBuf>) -> Spools {
 }
 
 /// SQL's limits, as configured.
-fn sql_limits(config: &Config) -> SqlLimits {
+pub(crate) fn sql_limits(config: &Config) -> SqlLimits {
     SqlLimits {
         time: config.limits.sql_time,
         rows: config.limits.sql_rows,
@@ -151,10 +156,12 @@ impl Running {
             search_limit: config.limits.search_limit,
             spools: spools(config, Some(folder.spill())),
         };
+        let resources = Arc::new(Resources::new(config, &folder.root));
         let mut running = Self {
             folder,
             handles,
             queries,
+            resources,
             clock,
             stop: Stop::default(),
             pipeline,
@@ -275,6 +282,16 @@ impl Running {
         self.pipeline.recovered
     }
 
+    /// How many of them have been applied. More may follow, of a view that is far behind.
+    pub fn replayed(&self) -> u64 {
+        let remaining = self
+            .handles
+            .progress
+            .synced_lsn()
+            .saturating_sub(self.pipeline.ring.level().1);
+        self.pipeline.recovered.saturating_sub(remaining)
+    }
+
     /// Whether a thread ended that should not have; [`Running::stop`] returns why.
     pub fn has_failed(&self) -> bool {
         self.pipeline.has_failed() || self.panics.any()
@@ -304,6 +321,7 @@ impl Running {
             ("sql", self.queries.sql.memory_in_use()),
         ];
         metrics::publish(&self.handles, &self.views(), &self.folder.log(), &parts);
+        metrics::publish_usage(&self.resources.measure());
     }
 
     /// Whether every source has ended.

@@ -30,7 +30,7 @@ use crate::views::driver::{self, Status};
 use crate::views::ring::Ring;
 use crate::views::{View, ViewError};
 use crate::wal::retention::{SegmentAge, plan_trim};
-use crate::wal::{Header, LogReader, Wal, WalError, segment};
+use crate::wal::{Header, Kind, LogReader, Wal, WalError, segment};
 
 /// The most frames between the log's writer and the operators.
 const COMMITTED_QUEUE_LEN: usize = 16;
@@ -192,8 +192,13 @@ fn start_writer(
     let (commit_sender, committed) = sync_channel::<CommittedFrame>(COMMITTED_QUEUE_LEN);
     let maintenance = LogMaintenance::default();
     let progress = progress.clone();
-    let note_synced =
-        move |header: &Header| progress.note_synced(header.last_lsn(), header.received_at);
+    let note_synced = move |header: &Header| {
+        progress.note_synced(header.last_lsn(), header.received_at);
+        if header.kind == Kind::Record {
+            let records = u64::from(header.count);
+            progress.note_records(&header.stream, records, header.received_at);
+        }
+    };
     // The operators end before the writer only when they failed, which the supervisor sees.
     let forward = move |frame: CommittedFrame| drop(commit_sender.send(frame));
     let (ingest, thread) = Ingest::start(

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -34,6 +35,27 @@ pub struct QueryService {
     pub search_limit: usize,
     /// Where answers are written, and how long they may be.
     pub spools: Spools,
+}
+
+/// Measures a query until it is answered or given up.
+struct QueryTimer {
+    kind: &'static str,
+    begun: Instant,
+}
+
+impl QueryTimer {
+    fn new(kind: &'static str) -> Self {
+        Self {
+            kind,
+            begun: Instant::now(),
+        }
+    }
+}
+
+impl Drop for QueryTimer {
+    fn drop(&mut self) {
+        metrics::histogram!("weir_query_seconds", "kind" => self.kind).record(self.begun.elapsed());
+    }
 }
 
 /// Parses parameters.
@@ -125,6 +147,7 @@ impl QueryService {
 
     /// `stream, type, by, from, to, duplicates`
     pub async fn count(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
+        let _timer = QueryTimer::new("count");
         let reader = self.reader(params);
         reader.check_names(&["stream", "type", "by", "from", "to", "duplicates"])?;
         let query = CountQuery {
@@ -140,6 +163,7 @@ impl QueryService {
 
     /// `q, stream, sort, limit, from, to, near, within, after`
     pub async fn search(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
+        let _timer = QueryTimer::new("search");
         let reader = self.reader(params);
         reader.check_names(&[
             "q", "stream", "sort", "limit", "from", "to", "near", "within", "after",
@@ -173,6 +197,7 @@ impl QueryService {
 
     /// `lat, lon, stream, limit, within`
     pub async fn nearby(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
+        let _timer = QueryTimer::new("nearby");
         let reader = self.reader(params);
         reader.check_names(&["lat", "lon", "stream", "limit", "within"])?;
         let required = |name: &str| {
@@ -195,6 +220,7 @@ impl QueryService {
 
     /// `name, from, to, limit`
     pub async fn windows(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
+        let _timer = QueryTimer::new("windows");
         let reader = self.reader(params);
         reader.check_names(&["name", "from", "to", "limit"])?;
         let query = WindowsQuery {
@@ -224,6 +250,7 @@ impl QueryService {
 
     /// A client's query.
     pub async fn ask(&self, asker: ClientId, query: &str) -> Result<SqlAnswer, QueryError> {
+        let _timer = QueryTimer::new("sql");
         self.sql
             .run_for_client(asker, query, &self.handles, self.clock.now())
             .await

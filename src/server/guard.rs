@@ -19,6 +19,7 @@ use subtle::ConstantTimeEq;
 use super::App;
 use super::connections::{Activity, Phase};
 use super::error::{ApiError, unify};
+use super::page;
 use crate::query::ClientId;
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
@@ -166,14 +167,14 @@ fn check_origin(origin: &HeaderValue, host: Option<&Authority>) -> Result<(), Ap
     ))
 }
 
-/// The client of a token; without tokens, and on `/healthz`, anyone.
+/// The client of a token; without tokens, on `/healthz` and for the page itself, anyone.
 fn check_token(
     tokens: &[([u8; 32], bool)],
     request: &Request,
     is_write: bool,
 ) -> Result<Client, ApiError> {
     let path = request.uri().path();
-    if tokens.is_empty() || path == "/healthz" {
+    if tokens.is_empty() || path == "/healthz" || (!is_write && page::is_public(path)) {
         return Ok(Client {
             asker: ClientId::default(),
             may_write: true,
@@ -254,6 +255,8 @@ mod tests {
         let tokens = [(hash("w"), true), (hash("r"), false)];
         for (token, path, is_write, expected) in [
             (None, "/healthz", false, Ok(true)),
+            (None, "/", false, Ok(true)),
+            (None, "/assets/app.js", false, Ok(true)),
             (None, "/api/v1/count", false, Err("unauthorized")),
             (Some("x"), "/api/v1/count", false, Err("unauthorized")),
             (Some("r"), "/api/v1/count", false, Ok(false)),

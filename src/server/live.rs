@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt, stream};
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
 use super::error::ApiError;
@@ -40,7 +41,7 @@ fn row_of(id: &str) -> Option<RowId> {
 /// Rows of a stream, or of a window as they are stored. Each event's id is `LSN.ordinal`, by which a
 /// client resumes with Last-Event-ID while the rows after it are in memory. If they no longer are,
 /// one event `missed` names the records, whose rows SQL has.
-#[utoipa::path(get, path = "/api/v1/live", params(("stream" = Option<String>, Query), ("window" = Option<String>, Query)),
+#[utoipa::path(get, path = "/api/v1/live", params(("stream" = Option<String>, Query), ("window" = Option<String>, Query, description = "the rows of this window instead")),
     responses((status = 200, content_type = "text/event-stream", body = String), (status = 404),
         (status = 429, description = "half of the connections are live streams already")))]
 pub async fn live(
@@ -53,15 +54,7 @@ pub async fn live(
     let table =
         table.ok_or_else(|| QueryError::NotFound(format!("the table `{id}` does not exist")))?;
     let visible = table.applied();
-    let slot = app.0.live.clone().try_acquire_owned().map_err(|_| {
-        let message = "half of the connections are live streams already (`[limits] connections`)";
-        ApiError::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "busy",
-            message,
-            "close one, or raise the limit",
-        )
-    })?;
+    let slot = live_slot(&app)?;
     let last_event_id = headers
         .get("last-event-id")
         .and_then(|v| v.to_str().ok())
@@ -90,6 +83,19 @@ pub async fn live(
         });
     Ok(Sse::new(events.take_until(stop))
         .keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+}
+
+/// One of the connections that may be live streams, until it is dropped.
+pub(super) fn live_slot(app: &App) -> Result<OwnedSemaphorePermit, ApiError> {
+    app.0.live.clone().try_acquire_owned().map_err(|_| {
+        let message = "half of the connections are live streams already (`[limits] connections`)";
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "busy",
+            message,
+            "close one, or raise the limit",
+        )
+    })
 }
 
 /// The table of the requested stream or window.

@@ -9,6 +9,8 @@ mod guard;
 mod in_flight;
 mod intake;
 mod live;
+mod notebooks;
+mod overview;
 mod page;
 mod receive;
 mod rendered;
@@ -42,10 +44,13 @@ use crate::ingest::Ingest;
 use crate::query::ClientId;
 use crate::query::live::Live;
 use crate::runtime::backup::Backup;
+use crate::runtime::notebooks::Notebooks;
 use crate::runtime::query_service::QueryService;
+use crate::runtime::resources::Resources;
 use crate::runtime::sink_threads::SinkControls;
 use connections::{Connections, Limit};
 use in_flight::InFlight;
+use overview::Overviews;
 use rendered::Rendered;
 
 /// How long open requests may continue once the server stops.
@@ -76,6 +81,12 @@ pub struct Parts {
     pub backup: Backup,
     /// The folder below which backups over HTTP are written; without it there are none.
     pub backups: Option<PathBuf>,
+    /// Saved notebooks.
+    pub notebooks: Arc<Notebooks>,
+    /// Measures the data folder and the process.
+    pub resources: Arc<Resources>,
+    /// The configuration in force, without secrets.
+    pub configuration: serde_json::Value,
     /// A secret in the data folder. A client that knows it may read the folder, and so may write a
     /// backup anywhere.
     pub folder_key: String,
@@ -120,6 +131,7 @@ pub(crate) struct Inner {
     connections: Arc<Connections>,
     /// Free slots for live streams.
     live: Arc<Semaphore>,
+    overviews: Overviews,
     stop: CancellationToken,
 }
 
@@ -144,6 +156,7 @@ impl App {
             bodies,
             connections,
             live,
+            overviews: Overviews::default(),
             stop,
         }))
     }
@@ -187,13 +200,17 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(routes::command_sink))
         .routes(routes!(routes::install_rebuilt))
         .routes(routes!(live::live))
+        .routes(routes!(overview::overview))
+        .routes(routes!(routes::configuration))
+        .routes(routes!(notebooks::list))
+        .routes(routes!(notebooks::read, notebooks::save, notebooks::delete))
         .routes(routes!(getsocial::count))
         .routes(routes!(getsocial::all_events))
         .routes(routes!(routes::healthz))
         .routes(routes!(routes::readyz))
         .routes(routes!(routes::metrics))
         .routes(routes!(page::index))
-        .routes(routes!(page::script))
+        .routes(routes!(page::assets::asset))
 }
 
 fn router(app: App) -> Router {
@@ -293,6 +310,7 @@ impl Server {
         self.app.0.stop.cancel();
         self.handle.graceful_shutdown(Some(SHUTDOWN_GRACE));
         let ended = self.task.await;
+        self.app.0.overviews.ended().await;
         self.app
             .0
             .ingest
@@ -301,4 +319,11 @@ impl Server {
             .take();
         Ok(ended??)
     }
+}
+
+/// The OpenAPI document, for the reference in `docs`.
+#[cfg(test)]
+pub(crate) fn document() -> serde_json::Value {
+    let (_, document) = api().split_for_parts();
+    serde_json::to_value(document).expect("plain data")
 }

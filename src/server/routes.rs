@@ -130,10 +130,19 @@ pub async fn status(State(app): State<App>) -> Json<Value> {
     Json(app.0.parts.queries.status())
 }
 
+/// The configuration in force: settings with their origins, declarations, and sources and sinks as
+/// typed. Secrets are hidden.
+#[utoipa::path(get, path = "/api/v1/configuration",
+    responses((status = 200, description = "{settings: [{key, value, origin}], streams, windows, tables, sources, sinks}")))]
+pub async fn configuration(State(app): State<App>) -> Json<Value> {
+    Json(app.0.parts.configuration.clone())
+}
+
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct SqlRequest {
+    /// One statement that only reads.
     sql: String,
-    /// json, ndjson, csv or arrow
+    /// json, ndjson, csv, arrow or parquet
     #[serde(default = "json_format")]
     format: String,
     /// An id of the client's choice, by which the query can be ended while it runs.

@@ -180,6 +180,17 @@ impl Ring {
             .map_or(Next::Idle, |(output, _)| Next::Output(output.clone()))
     }
 
+    /// The outputs in `(after, upto]`, the newest first, at most `max` of them; and whether the ring no
+    /// longer has all that follow `after`.
+    pub fn newest(&self, after: Lsn, upto: Lsn, max: usize) -> (Vec<Arc<Output>>, bool) {
+        let inner = self.lock();
+        let outputs = inner.items.iter().rev().map(|(output, _)| output);
+        let outputs = outputs
+            .skip_while(|output| output.to > upto)
+            .take_while(|output| output.to > after);
+        (outputs.take(max).cloned().collect(), after < inner.start)
+    }
+
     /// Up to where a view at `after` must read the log; `None` where the ring has what follows. It is
     /// the newest output, not the oldest, so that the view does not lag again at once.
     pub fn catch_up_target(&self, after: Lsn) -> Option<Lsn> {

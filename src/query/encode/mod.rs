@@ -1,7 +1,8 @@
-//! Answers as JSON, NDJSON, CSV and Arrow, written a slice at a time. An answer that exceeds its
+//! Answers as JSON, NDJSON, CSV, Arrow and Parquet, written a slice at a time. An answer that exceeds its
 //! limit fails before the slice is written (`json_size`).
 
 mod json_size;
+mod parquet_file;
 mod times;
 
 use std::io::Write;
@@ -40,6 +41,8 @@ pub enum Format {
     Csv,
     /// An Arrow IPC stream.
     Arrow,
+    /// A Parquet file.
+    Parquet,
 }
 
 impl Format {
@@ -50,8 +53,9 @@ impl Format {
             "ndjson" => Ok(Self::Ndjson),
             "csv" => Ok(Self::Csv),
             "arrow" => Ok(Self::Arrow),
+            "parquet" => Ok(Self::Parquet),
             _ => Err(QueryError::Invalid(format!(
-                "format = `{text}`: write json, ndjson, csv or arrow"
+                "format = `{text}`: write json, ndjson, csv, arrow or parquet"
             ))),
         }
     }
@@ -63,6 +67,7 @@ impl Format {
             Self::Ndjson => "application/x-ndjson",
             Self::Csv => "text/csv; charset=utf-8",
             Self::Arrow => "application/vnd.apache.arrow.stream",
+            Self::Parquet => "application/vnd.apache.parquet",
         }
     }
 }
@@ -87,6 +92,7 @@ impl SqlAnswer {
             }
             Format::Csv => write_csv(&self.schema, &self.batches, &mut out)?,
             Format::Arrow => write_arrow(&self.schema, &self.batches, &mut out)?,
+            Format::Parquet => parquet_file::write(&self.schema, &self.batches, &mut out)?,
         }
         out.finish()
     }

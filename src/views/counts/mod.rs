@@ -31,6 +31,7 @@ const BLOCKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("blocks");
 /// are retained.
 const DAYS: TableDefinition<&[u8], (u64, u64)> = TableDefinition::new("days");
 const HOURS_PER_DAY: i64 = 24;
+const SECONDS_PER_HOUR: i64 = 3_600;
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
 /// Memory in addition to a group's text: of its total of an hour, of an uncommitted block with its
 /// first second, of each further second of that, and of an interned text.
@@ -64,6 +65,9 @@ type PendingBlocks = HashMap<(i64, Arc<str>), Block>;
 
 type EmitCount<'a> = &'a mut dyn FnMut(&str, Count);
 
+/// Receives a group, the second since 1970 and its count.
+type EmitSecond<'a> = &'a mut dyn FnMut(&str, i64, Count);
+
 /// Shares of the memory, in bytes.
 #[derive(Debug, Clone, Copy)]
 struct MemoryLimits {
@@ -87,6 +91,8 @@ struct State {
     /// Per hour and group, the whole hour's count, committed and pending together.
     hours: BTreeMap<i64, HashMap<Arc<str>, Count>>,
     hours_bytes: usize,
+    /// The newest second that has events, since 1970.
+    newest: Option<i64>,
     /// Hours before this one are not in memory.
     hours_from: Option<i64>,
     pending: Arc<PendingBlocks>,
@@ -268,7 +274,12 @@ impl Counts {
                     continue;
                 };
                 let mut count = Count::default();
-                decode(value.value()).for_each(|(_, c)| count.add(c));
+                let mut last = None;
+                for (second, in_second) in decode(value.value()) {
+                    last = Some(hour * SECONDS_PER_HOUR + i64::from(second));
+                    count.add(in_second);
+                }
+                loaded.newest = loaded.newest.max(last);
                 let group = loaded.intern(group, self.limits.names_bytes);
                 // The newest come first: beyond the limit the hour that is being read is evicted,
                 // and all before it.
@@ -337,6 +348,32 @@ impl Counts {
                 } else {
                     stored.add_hour(*hour, from, to, emit)?;
                 }
+            }
+        }
+        Ok(state.applied)
+    }
+
+    /// The newest second that has events, since 1970.
+    pub fn newest_second(&self) -> Option<i64> {
+        self.read().newest
+    }
+
+    /// Emits the counts of groups by second, in the range `from..to` of whole seconds, in parts: a
+    /// group and second may come more than once. Reads the blocks of each hour of the range, so it is
+    /// for few hours. Returns the LSN that the counts reflect.
+    pub fn by_second(
+        &self,
+        from: Micros,
+        to: Micros,
+        emit: EmitSecond<'_>,
+    ) -> Result<Lsn, ViewError> {
+        let state = self.read();
+        if from < to {
+            let first = bucket(from, MICROS_PER_HOUR);
+            let last = bucket(to - 1, MICROS_PER_HOUR);
+            let stored = StoredCounts::open(&self.file, &state)?;
+            for hour in first..=last {
+                stored.each_second(hour, from, to, emit)?;
             }
         }
         Ok(state.applied)
@@ -429,14 +466,22 @@ impl<'a> StoredCounts<'a> {
         to: Micros,
         emit: EmitCount<'_>,
     ) -> Result<(), ViewError> {
-        let start = hour * MICROS_PER_HOUR;
-        let is_in_range = |second: u16| {
-            let at = start + i64::from(second) * MICROS_PER_SECOND;
-            from <= at && at < to
-        };
+        self.each_second(hour, from, to, &mut |group, _, count| emit(group, count))
+    }
+
+    /// Emits those seconds of an hour that are in the range, each with its time.
+    fn each_second(
+        &self,
+        hour: i64,
+        from: Micros,
+        to: Micros,
+        emit: EmitSecond<'_>,
+    ) -> Result<(), ViewError> {
         let mut add = |group: &str, (second, count): (u16, Count)| {
-            if is_in_range(second) {
-                emit(group, count);
+            let since_epoch = hour * SECONDS_PER_HOUR + i64::from(second);
+            let at = since_epoch * MICROS_PER_SECOND;
+            if from <= at && at < to {
+                emit(group, since_epoch, count);
             }
         };
         if let Some(blocks) = &self.blocks {
@@ -545,6 +590,8 @@ impl CountsView {
                 distinct: u64::from(!duplicates.is_some_and(|r| r.value(row))),
                 total: 1,
             };
+            let since_epoch = hour * SECONDS_PER_HOUR + i64::from(second);
+            state.newest = state.newest.max(Some(since_epoch));
             state.add_to_hour(hour, group.clone(), count, limits.hours_bytes);
             state.add_pending(hour, group, second, count);
         }
