@@ -72,9 +72,16 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// `{"code", "message", "hint"}`.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({"code": self.code, "message": self.message, "hint": self.hint})
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = serde_json::json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
+        let body = serde_json::json!({"error": self.to_json()});
         let mut response = (self.status, Json(body)).into_response();
         if matches!(
             self.status,

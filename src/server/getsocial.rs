@@ -106,8 +106,8 @@ fn text<'a>(params: &'a Params, name: &str) -> Option<&'a str> {
 }
 
 /// Number of events of a type in a range of seconds.
-#[utoipa::path(get, path = "/getsocial/events/count/", params(("event_type" = String, Query), ("start_time" = i64, Query),
-    ("end_time" = i64, Query)), responses((status = 200, description = "{result, status, timeStamp}"), (status = 400)))]
+#[utoipa::path(get, path = "/getsocial/events/count/", params(("event_type" = String, Query, description = "the type"),
+    ("start_time" = i64, Query, description = "seconds since 1970, inclusive"), ("end_time" = i64, Query, description = "seconds since 1970, inclusive")), responses((status = 200, description = "{result, status, timeStamp}"), (status = 400)))]
 pub async fn count(
     State(app): State<App>,
     Query(params): Query<BTreeMap<String, String>>,
@@ -131,8 +131,9 @@ async fn count_answer(app: &App, params: &Params) -> Result<Value, GetSocialErro
 
 /// The events in a range of seconds, of one type or all, in order of time. `next` is the `after` of
 /// the next page, if there is one.
-#[utoipa::path(get, path = "/getsocial/events/getallevents/", params(("event_type" = Option<String>, Query),
-    ("start_time" = i64, Query), ("end_time" = i64, Query), ("after" = Option<String>, Query)),
+#[utoipa::path(get, path = "/getsocial/events/getallevents/", params(("event_type" = Option<String>, Query, description = "the type; all without it"),
+    ("start_time" = i64, Query, description = "seconds since 1970, inclusive"), ("end_time" = i64, Query, description = "seconds since 1970, inclusive"),
+    ("after" = Option<String>, Query, description = "`next` of the page before")),
     responses((status = 200, description = "{result, status, timeStamp, next}"), (status = 400)))]
 pub async fn all_events(
     State(app): State<App>,

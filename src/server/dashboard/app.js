@@ -1,42 +1,148 @@
-"use strict";
-const at = (id) => document.getElementById(id);
-const ask = async (path) => (await fetch(path)).json();
+// Starts the page: chooses the section by the part of the URL after #, and shows what sections share.
 
-function fill(table, rows) {
-  table.replaceChildren(...rows.map((cells) => {
-    const row = document.createElement("tr");
-    for (const cell of cells) {
-      const data = row.appendChild(document.createElement("td"));
-      data.textContent = cell ?? "";
-      if (typeof cell === "number") data.className = "number";
-    }
-    return row;
-  }));
+import { connection, get, lost } from "./api.js";
+import { errorBox, h, link, select, setText, show } from "./dom.js";
+import { changed, configuration, place, setPlace, setStream, stream } from "./state.js";
+
+/** Sections by the first word of the path; each module has `mount(root)`, `enter(path, query)`, `leave()`. */
+const SECTIONS = {
+  overview: () => import("./overview.js"),
+  map: () => import("./map.js"),
+  search: () => import("./search.js"),
+  sql: () => import("./sql.js"),
+  notebook: () => import("./notebook.js"),
+  pipeline: () => import("./pipeline.js"),
+};
+/** Sections that another one's link in the navigation stands for. */
+const UNDER = { notebook: "sql" };
+
+/** Loads a section. A script that could not be loaded stays so: the page itself is loaded again then. */
+function load(name) {
+  return SECTIONS[name]().catch((error) => {
+    console.info(error);
+    reloadOnceAnswered();
+    throw lost();
+  });
 }
 
-async function refresh() {
+function reloadOnceAnswered() {
+  const again = () => get("/api/v1/status").then(() => location.reload(), reloadOnceAnswered);
+  setTimeout(again, 1000);
+}
+
+const at = (id) => document.getElementById(id);
+const mounted = new Map();
+let current = null;
+let visit = 0;
+
+function route() {
+  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+  const [name, ...rest] = path.split("/").map(decodeURIComponent);
+  const known = name in SECTIONS ? name : "overview";
+  return { name: known, path: rest, query: new URLSearchParams(query ?? "") };
+}
+
+async function open() {
+  // Links within the page, such as the one to its content, are not sections.
+  if (location.hash && !location.hash.startsWith("#/")) return;
+  const { name, path, query } = route();
+  const own = ++visit;
+  const root = at(name);
+  if (current && current.name !== name) current.section?.leave?.();
+  for (const other of document.querySelectorAll("main > section")) other.hidden = other !== root;
+  for (const entry of document.querySelectorAll("nav a")) {
+    const isCurrent = entry.dataset.section === (UNDER[name] ?? name);
+    if (isCurrent) entry.setAttribute("aria-current", "page");
+    else entry.removeAttribute("aria-current");
+  }
+  document.title = `${root.getAttribute("aria-label")} · Weir`;
   try {
-    const status = await ask("/api/v1/status");
-    const streams = Object.entries(status.streams);
-    const lag = Math.max(0, ...status.views.map((v) => v.lag));
-    at("state").textContent = `record ${status.synced_lsn} · greatest lag of a view ${lag} · ` +
-      streams.map(([n, s]) => `${n}: ${s.events} events, ${s.late} late, watermark ${s.watermark ?? "none"}`).join(" · ");
-    fill(at("counts"), streams.map(([n, s]) => [n, s.events, `${s.duplicates} duplicates`, `${s.dead_letters} dead letters`]));
-    const near = await ask(`/api/v1/nearby?lat=${encodeURIComponent(at("lat").value)}&lon=${encodeURIComponent(at("lon").value)}&limit=8`);
-    fill(at("nearby"), (near.venues ?? []).map((v) => [v.venue_name, `${(v.distance_m / 1000).toFixed(1)} km`, v.events.length ? v.events[0].event_id : ""]));
+    const configured = configuration().then((found) => chooseStream(found, query.get("stream")));
+    const [section] = await Promise.all([load(name), configured]);
+    if (own !== visit) return;
+    current = { name, section };
+    if (!mounted.has(name)) {
+      mounted.set(name, section);
+      await section.mount(root);
+    }
+    if (own === visit) await section.enter(path, query);
   } catch (error) {
-    at("state").textContent = `no answer: ${error.message}`;
+    if (own !== visit) return;
+    if (error.status === undefined) console.error(error);
+    mounted.delete(name);
+    show(root, errorBox(error, open));
+    if (error.status === 0) setTimeout(() => own === visit && open(), 2000);
   }
 }
 
-const latest = [];
-const source = new EventSource("/api/v1/live");
-source.onmessage = (message) => {
-  const row = JSON.parse(message.data);
-  const own = Object.entries(row).filter(([k, v]) => typeof v === "string" && !["source", "event_time", "received_at", "photo"].includes(k) && !k.endsWith("_url"));
-  latest.unshift([row.event_time, ...own.slice(0, 5).map(([, v]) => v)]);
-  latest.length = Math.min(latest.length, 12);
-  fill(at("latest"), latest);
+/** The reader's choice, which replaces the stream in the URL. */
+function choose(name) {
+  const [path, query] = location.hash.split("?");
+  const asked = new URLSearchParams(query);
+  if (asked.has("stream")) {
+    asked.set("stream", name);
+    history.replaceState(null, "", `${path}?${asked}`);
+  }
+  setStream(name);
+}
+
+/** Chooses the stream that the URL names, else stays with the one shown, else takes the first. */
+function chooseStream({ streams }, asked) {
+  const names = Object.keys(streams ?? {});
+  if (names.includes(asked)) setStream(asked);
+  else if (!names.includes(stream)) setStream(names[0] ?? null);
+  const isChoice = names.length > 1;
+  show(
+    at("stream"),
+    isChoice &&
+      select(
+        "Stream",
+        names.map((n) => [n, n]),
+        stream,
+        choose,
+        { id: "stream-choice", "data-test": "stream" },
+      ),
+  );
+  at("stream").hidden = !isChoice;
+}
+
+const STATES = {
+  connecting: "Connecting",
+  live: "Live",
+  lost: "Connection lost, trying again",
+  paused: "Paused while hidden",
 };
-refresh();
-setInterval(refresh, 1000);
+
+connection.addEventListener("change", ({ detail }) => {
+  at("connection").dataset.state = detail;
+  setText(at("connection-text"), STATES[detail]);
+});
+
+changed.addEventListener("place", () => {
+  at("filters").hidden = !place;
+  show(
+    at("filters"),
+    place && [
+      h(
+        "span",
+        {},
+        "Filtered to ",
+        h("strong", {}, `${place.km} km`),
+        ` around ${place.lat.toFixed(3)}, ${place.lon.toFixed(3)}`,
+      ),
+      link("Remove filter", () => setPlace(null), { "data-test": "remove-place" }),
+    ],
+  );
+});
+
+document.addEventListener("keydown", (event) => {
+  const isTyping = event.target.closest?.("input, textarea, select, [contenteditable]");
+  if (event.key === "/" && !isTyping && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    location.hash = "#/search";
+    requestAnimationFrame(() => at("search-text")?.focus());
+  }
+});
+
+addEventListener("hashchange", open);
+open();

@@ -1,0 +1,194 @@
+// Requests to the server: token, errors, and server-sent events read by `fetch`, since an
+// EventSource cannot send a token.
+
+import { askForToken } from "./signin.js";
+
+const TOKEN = "weir.token";
+/** Without a byte for so long, a stream is taken for dead: the server sends one every 15 s. */
+const SILENCE_MS = 40_000;
+
+/** A request that failed: what is wrong, and what to do. */
+export class ApiError extends Error {
+  constructor(status, { code = "failed", message, hint = "" }) {
+    super(message);
+    Object.assign(this, { status, code, hint });
+  }
+}
+
+/** Tells listeners whether the server answers: "live", "lost", "paused" or "connecting". */
+export const connection = new EventTarget();
+let state = "connecting";
+
+export function setConnection(next) {
+  if (next === state) return;
+  state = next;
+  connection.dispatchEvent(new CustomEvent("change", { detail: next }));
+}
+
+/** The error of a server that does not answer, which is also shown as the state of the connection. */
+export function lost() {
+  setConnection("lost");
+  return new ApiError(0, {
+    code: "lost",
+    message: "The server does not answer.",
+    hint: "It may be restarting. The page tries again by itself; if this persists, see the log of weir run.",
+  });
+}
+
+/** The error of a request or of the reading of its answer that was broken off. */
+const broken = (error) => (error.name === "AbortError" ? error : lost());
+
+async function errorOf(response) {
+  const body = await response.json().catch(() => ({}));
+  const error = body.error ?? { message: `The server answered ${response.status}.` };
+  return new ApiError(response.status, error);
+}
+
+/** A response; asks for a token when the server does, and then repeats the request. */
+export async function send(path, { method = "GET", headers = {}, body, signal, keepalive } = {}) {
+  for (;;) {
+    const token = sessionStorage.getItem(TOKEN);
+    const all = { ...headers };
+    if (token) all.Authorization = `Bearer ${token}`;
+    let response;
+    try {
+      response = await fetch(path, { method, headers: all, body, signal, keepalive, cache: "no-store" });
+    } catch (error) {
+      throw broken(error);
+    }
+    if (response.status === 401) {
+      sessionStorage.setItem(TOKEN, await askForToken(token !== null));
+      continue;
+    }
+    setConnection("live");
+    if (!response.ok) throw await errorOf(response);
+    return response;
+  }
+}
+
+/** Whole numbers that a double cannot hold stay texts, where the browser says what was sent. */
+const exactly = (_, value, context) =>
+  typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source
+    ? context.source
+    : value;
+
+export async function get(path, options) {
+  const response = await send(path, options);
+  return response.json().catch((error) => Promise.reject(broken(error)));
+}
+
+export async function post(path, body, options = {}) {
+  const headers = { "Content-Type": "application/json", ...options.headers };
+  return send(path, { method: "POST", ...options, headers, body: JSON.stringify(body) });
+}
+
+/** Rows of a statement: `{rows, as_of}`. */
+export async function sql(statement, { id, signal } = {}) {
+  const response = await post("/api/v1/sql", { sql: statement, format: "json", id }, { signal });
+  const text = await response.text().catch((error) => Promise.reject(broken(error)));
+  return JSON.parse(text, exactly);
+}
+
+export const identifier = (name) => `"${String(name).replaceAll('"', '""')}"`;
+export const literal = (value) =>
+  typeof value === "number" || typeof value === "boolean"
+    ? String(value)
+    : `'${String(value).replaceAll("'", "''")}'`;
+
+/** A table's name, of which each part is quoted: `"s"."late"`. */
+export const table = (name) => name.split(".").map(identifier).join(".");
+
+const sleep = (ms, signal) =>
+  new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+
+/** Calls `onevent(name, data)` for each event of a response until it ends. */
+async function readEvents(response, onevent, alive) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    alive();
+    rest = (rest + value).replaceAll("\r\n", "\n");
+    let end;
+    while ((end = rest.indexOf("\n\n")) >= 0) {
+      const fields = { event: "message", data: [] };
+      for (const line of rest.slice(0, end).split("\n")) {
+        if (line.startsWith("event:")) fields.event = line.slice(6).trim();
+        else if (line.startsWith("data:")) fields.data.push(line.slice(5).replace(/^ /, ""));
+      }
+      rest = rest.slice(end + 2);
+      if (fields.data.length) onevent(fields.event, JSON.parse(fields.data.join("\n")));
+    }
+  }
+}
+
+/**
+ * Follows a stream of events until the returned function is called. It reconnects by itself, and is
+ * closed while the tab is hidden, which then costs nothing.
+ */
+export function follow(path, onevent, onerror) {
+  const end = new AbortController();
+  let current = null;
+  const hidden = () => document.visibilityState === "hidden";
+  const visible = () =>
+    new Promise((resolve) => {
+      const check = () => (!hidden() || end.signal.aborted) && resolve();
+      document.addEventListener("visibilitychange", check);
+      end.signal.addEventListener("abort", check);
+      check();
+    });
+  const pause = () => hidden() && current?.abort();
+  document.addEventListener("visibilitychange", pause);
+  (async () => {
+    let wait = 250;
+    while (!end.signal.aborted) {
+      if (hidden()) setConnection("paused");
+      await visible();
+      if (end.signal.aborted) break;
+      current = new AbortController();
+      const stop = () => current.abort();
+      end.signal.addEventListener("abort", stop, { once: true });
+      let silence;
+      const alive = () => {
+        clearTimeout(silence);
+        silence = setTimeout(() => current.abort(), SILENCE_MS);
+      };
+      try {
+        const response = await send(path, { signal: current.signal });
+        alive();
+        wait = 250;
+        await readEvents(response, onevent, alive);
+      } catch (error) {
+        if (error instanceof ApiError && error.status >= 400) onerror(error);
+      } finally {
+        clearTimeout(silence);
+        end.signal.removeEventListener("abort", stop);
+      }
+      if (end.signal.aborted) break;
+      if (!hidden()) setConnection("lost");
+      await sleep(wait, end.signal);
+      wait = Math.min(wait * 2, 4000);
+    }
+    document.removeEventListener("visibilitychange", pause);
+  })();
+  return () => end.abort();
+}
+
+/**
+ * Calls `work` now and then every `ms`, while the tab is visible, until the returned function is
+ * called. The next call waits for the one before.
+ */
+export function poll(ms, work) {
+  const end = new AbortController();
+  (async () => {
+    while (!end.signal.aborted) {
+      if (document.visibilityState !== "hidden") await work(end.signal);
+      await sleep(ms, end.signal);
+    }
+  })();
+  return () => end.abort();
+}

@@ -1,0 +1,216 @@
+// Dead letters: rejected records by reason, each with its bytes, and retries.
+
+import { identifier, literal, post, sql } from "./api.js";
+import { button, empty, errorBox, h, link, setText, show } from "./dom.js";
+import { compact, number, time } from "./format.js";
+import { pretty } from "./hit.js";
+
+const MAX_REASONS = 200;
+const PAGE = 20;
+
+export function deadLettersTab() {
+  const reasons = h("div", { id: "dead-letter-reasons" });
+  const letters = h("div", { id: "dead-letter-list" });
+  const refused = h("div", { id: "sink-dead-letters" });
+  const root = h("div", {}, reasons, letters, refused);
+  const load = async () => {
+    try {
+      await showReasons(reasons, letters, load);
+      await showRefused(refused);
+    } catch (error) {
+      show(reasons, errorBox(error, load));
+    }
+  };
+  return { root, enter: load };
+}
+
+async function showReasons(element, letters, reload) {
+  const { rows } = await sql(
+    "select stream, reason, count(*) as n, count(retried_lsn) as retried, max(received_at) as last_at " +
+      `from dead_letters group by 1, 2 order by last_at desc limit ${MAX_REASONS}`,
+  );
+  if (rows.length === 0) {
+    show(letters);
+    show(
+      element,
+      empty(
+        "No dead letters.",
+        "Records that a schema or a rule rejects would be listed here with the reason.",
+      ),
+    );
+    return;
+  }
+  const body = rows.map((row) => reasonRow(row, letters, reload));
+  show(
+    element,
+    h(
+      "section",
+      { class: "panel" },
+      h(
+        "header",
+        { class: "panel-head" },
+        h("h2", {}, "Reasons"),
+        h(
+          "span",
+          { class: "panel-meta" },
+          `${number(rows.reduce((sum, { n }) => sum + n, 0))} rejected records`,
+        ),
+      ),
+      h(
+        "div",
+        { class: "table-wrap", tabindex: 0, role: "region", "aria-label": "Reasons" },
+        h(
+          "table",
+          { class: "data", "data-test": "reasons" },
+          h(
+            "thead",
+            {},
+            h(
+              "tr",
+              {},
+              ["Stream", "Reason", "Records", "Retried", "Last", "Retry"].map((text) =>
+                h("th", { scope: "col", class: ["Records", "Retried"].includes(text) ? "number" : "" }, text),
+              ),
+            ),
+          ),
+          h("tbody", {}, body),
+        ),
+      ),
+    ),
+  );
+  await showLetters(letters, rows[0], false);
+}
+
+function reasonRow(row, letters, reload) {
+  const { stream, reason, n, retried, last_at } = row;
+  const outcome = h("span", { class: "muted small", role: "status" });
+  const retry = button(
+    "Retry",
+    async () => {
+      retry.disabled = true;
+      setText(outcome, "Retrying …");
+      try {
+        const done = await (await post("/api/v1/dead-letters/retry", { stream, reason })).json();
+        const still = Object.values(done.still_refused ?? {}).reduce((sum, count) => sum + count, 0);
+        setText(outcome, `${number(done.retried)} became events, ${number(still)} still rejected`);
+        if (done.retried > 0) setTimeout(reload, 1500);
+      } catch (error) {
+        setText(outcome, error.message);
+      }
+      retry.disabled = false;
+    },
+    { "data-test": "retry", "aria-label": `Retry records rejected by: ${reason}` },
+  );
+  return h(
+    "tr",
+    {},
+    h("td", {}, stream),
+    h(
+      "td",
+      { class: "wrap" },
+      link(reason, () => showLetters(letters, row, true), { title: "Show these records" }),
+    ),
+    h("td", { class: "number" }, compact(n)),
+    h("td", { class: "number" }, compact(retried)),
+    h("td", {}, time(last_at)),
+    h("td", {}, h("div", { class: "row" }, retry, outcome)),
+  );
+}
+
+/** The newest records of a reason, in front of the reader if they were asked for. */
+async function showLetters(element, { stream, reason }, isAsked) {
+  show(element, h("p", { class: "loading" }, "Loading …"));
+  try {
+    const { rows } = await sql(
+      `select lsn, received_at, source, bytes, retried_lsn from dead_letters where stream = ${literal(stream)} and reason = ${literal(reason)} ` +
+        `order by lsn desc limit ${PAGE}`,
+    );
+    show(
+      element,
+      h(
+        "section",
+        { class: "panel", "aria-label": "Records" },
+        h(
+          "header",
+          { class: "panel-head" },
+          h("h2", {}, reason),
+          h("span", { class: "panel-meta" }, `newest ${number(rows.length)}`),
+        ),
+        h(
+          "p",
+          { class: "panel-body muted" },
+          `A retry sends these bytes through the declaration of ${stream} as it is now. Correct the schema or rule in weir.toml and restart, then retry; or correct what sends the records.`,
+        ),
+        h(
+          "ol",
+          { class: "letters" },
+          rows.map((row) =>
+            h(
+              "li",
+              { "data-test": "dead-letter" },
+              h(
+                "p",
+                { class: "muted small" },
+                `record ${number(row.lsn)} · `,
+                time(row.received_at),
+                ` · ${row.source}`,
+                row.retried_lsn !== null && ` · became record ${number(row.retried_lsn)}`,
+              ),
+              h(
+                "pre",
+                { class: "code", tabindex: 0, "aria-label": `Record ${row.lsn}` },
+                pretty(row.bytes ?? ""),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
+    if (isAsked) element.scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    show(
+      element,
+      errorBox(error, () => showLetters(element, { stream, reason }, isAsked)),
+    );
+  }
+}
+
+/** Rows that the targets of sinks refuse. */
+async function showRefused(element) {
+  const { rows } = await sql(
+    `select sink, ${identifier("table")}, lsn, refused_at, reason, ${identifier("row")} from weir.sink_dead_letters order by refused_at desc limit 100`,
+  );
+  show(
+    element,
+    rows.length > 0 &&
+      h(
+        "section",
+        { class: "panel" },
+        h(
+          "header",
+          { class: "panel-head" },
+          h("h2", {}, "Rows that sinks could not deliver"),
+          h("span", { class: "panel-meta" }, number(rows.length)),
+        ),
+        h(
+          "ol",
+          { class: "letters" },
+          rows.map((row) =>
+            h(
+              "li",
+              {},
+              h(
+                "p",
+                {},
+                h("strong", {}, row.sink),
+                ` · ${row.table} · record ${number(row.lsn)} · `,
+                time(row.refused_at),
+              ),
+              h("p", { class: "panel-error" }, row.reason),
+              h("pre", { class: "code", tabindex: 0 }, pretty(row.row ?? "")),
+            ),
+          ),
+        ),
+      ),
+  );
+}

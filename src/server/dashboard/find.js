@@ -1,0 +1,140 @@
+// Finds events: by the search index where words are asked for, and by SQL where only filters are.
+
+import { get, identifier, literal, sql, table } from "./api.js";
+import { number } from "./format.js";
+import { columns, declaration, placeCondition, stream } from "./state.js";
+
+const PAGE = 25;
+/** Hits that are looked through for one page, where a filter is not in the index. */
+const MAX_EXAMINED = 2_000;
+const INDEX_PAGE = 100;
+
+/** Columns whose values are counted beside the hits: the type, groups, exact columns, and lists. */
+export function facetColumns({ count, search }, all) {
+  const named = [count?.type, ...(count?.by ?? []), ...(search?.exact ?? [])];
+  const lists = all
+    .filter(({ type }) => /list/i.test(type))
+    .map(({ name }) => name)
+    .filter((name) => search?.text?.includes(name));
+  return [...new Set([...named, ...lists].filter(Boolean))].slice(0, 8);
+}
+
+/** Whether a value, or an item of a list, equals the one that is filtered by. */
+const matches = (event, [column, value]) =>
+  [event[column]].flat().some((v) => v === value || (v ?? null) === value);
+
+/** A search with its pages so far. */
+export class Search {
+  static async begin(asked, place) {
+    const own = new Search();
+    const [declared, all] = await Promise.all([declaration(), columns()]);
+    Object.assign(own, {
+      asked,
+      place,
+      declaration: declared,
+      columns: all,
+      shown: [],
+      examined: 0,
+      hasMore: true,
+      after: null,
+      total: null,
+    });
+    const { search } = declared;
+    own.isIndexed = Boolean(search) && asked.q.trim() !== "";
+    // Exact columns are filtered by the index, others here.
+    const isExact = ([column, value]) =>
+      search?.exact?.includes(column) && typeof value === "string" && !value.includes('"');
+    own.exact = asked.where.filter(isExact);
+    own.others = asked.where.filter((pair) => !isExact(pair));
+    if (!search && asked.q.trim()) {
+      throw Object.assign(new Error(`Stream ${stream} declares no search.`), {
+        hint: "Add `search` with its columns of text to the declaration, or use the filters alone.",
+      });
+    }
+    return own;
+  }
+
+  /** The next page of hits; `hasMore` says whether another may follow. */
+  async next() {
+    const hits = this.isIndexed ? await this.nextIndexed() : await this.nextRows();
+    this.shown.push(...hits);
+    return hits;
+  }
+
+  async nextIndexed() {
+    const { q, from, to, sort } = this.asked;
+    const text = [q.trim(), ...this.exact.map(([column, value]) => `${column}:"${value}"`)].join(" ");
+    const wanted = [];
+    let looked = 0;
+    while (wanted.length < PAGE && this.hasMore && looked < MAX_EXAMINED) {
+      const query = new URLSearchParams({
+        q: text,
+        stream,
+        sort,
+        limit: this.others.length ? INDEX_PAGE : PAGE,
+      });
+      if (from) query.set("from", from);
+      if (to) query.set("to", to);
+      if (this.place) {
+        query.set("near", `${this.place.lat},${this.place.lon}`);
+        query.set("within", `${this.place.km}km`);
+      }
+      if (this.after) query.set("after", this.after);
+      const { hits, total, next } = await get(`/api/v1/search?${query}`);
+      wanted.push(...hits.filter(({ event }) => this.others.every((pair) => matches(event, pair))));
+      this.total ??= total;
+      this.after = next;
+      this.hasMore = Boolean(next);
+      looked += hits.length;
+      this.examined += hits.length;
+    }
+    return wanted;
+  }
+
+  async nextRows() {
+    const conditions = this.asked.where.map(([column, value]) => this.condition(column, value));
+    const at = await placeCondition(this.place);
+    if (at) conditions.push(at);
+    const { from, to } = this.asked;
+    if (from) conditions.push(`event_time >= ${instant(from)}`);
+    if (to) conditions.push(`event_time < ${instant(to)}`);
+    if (this.after) {
+      const time = `timestamp ${literal(this.after.time)}`;
+      conditions.push(`(event_time < ${time} or event_time = ${time} and lsn < ${this.after.lsn})`);
+    }
+    const where = conditions.length ? `where ${conditions.join(" and ")} ` : "";
+    const { rows } = await sql(
+      `select * from ${table(stream)} ${where}order by event_time desc, lsn desc limit ${PAGE}`,
+    );
+    this.hasMore = rows.length === PAGE;
+    const last = rows.at(-1);
+    this.after = last && { time: last.event_time, lsn: last.lsn };
+    return rows.map((event) => ({ lsn: event.lsn, event_time: event.event_time, highlights: {}, event }));
+  }
+
+  condition(column, value) {
+    const name = identifier(column);
+    if (value === null || value === undefined) return `${name} is null`;
+    const type = this.columns.find((c) => c.name === column)?.type ?? "";
+    return /list/i.test(type) ? `array_has(${name}, ${literal(value)})` : `${name} = ${literal(value)}`;
+  }
+
+  /** What the hits shown are of. */
+  describe() {
+    const shown = number(this.shown.length);
+    if (!this.isIndexed) return this.hasMore ? `The newest ${shown} events` : `${shown} events`;
+    if (this.others.length === 0) return `${shown} of ${number(this.total)} hits`;
+    const searched = this.hasMore
+      ? `the first ${number(this.examined)} of ${number(this.total)} hits`
+      : `${number(this.total)} hits`;
+    return `${shown} among ${searched} pass the filters`;
+  }
+}
+
+/** A time of the parameters, `now-1h` or RFC 3339, in SQL. */
+function instant(text) {
+  const relative = /^now-(\d+)([smhd])$/.exec(text);
+  if (!relative) return `timestamp ${literal(text)}`;
+  const unit = { s: 1, m: 60, h: 3600, d: 86_400 }[relative[2]];
+  return `timestamp ${literal(new Date(Date.now() - relative[1] * unit * 1000).toISOString())}`;
+}

@@ -1,0 +1,17 @@
+// Links from a value or a place to the sections that show more of it.
+
+import { stream } from "./state.js";
+
+/** Opens the search for events with a value in a column. */
+export function openSearch({ column, value, text = "" }) {
+  const query = new URLSearchParams();
+  if (text) query.set("q", text);
+  if (column) query.append("where", JSON.stringify([column, value]));
+  if (stream) query.set("stream", stream);
+  location.hash = `#/search?${query}`;
+}
+
+/** Opens a statement in the SQL section. */
+export function openSql(statement) {
+  location.hash = `#/sql?${new URLSearchParams({ q: statement, run: "1" })}`;
+}
