@@ -33,6 +33,18 @@ pub(crate) use rejections::REASON_BYTES;
 use rejections::{ReasonPool, Rejections};
 pub use rejections::{Rejected, TooManyRejected};
 
+/// The time that a text is to a column of type `timestamp` without a zone; none if such a column
+/// rejects it.
+pub(crate) fn text_time(text: &str) -> Option<Micros> {
+    let time = time::parse(text, None).ok()?;
+    time::YEARS.contains(&time).then_some(time)
+}
+
+/// A record's text with U+FFFD for halves of surrogate pairs; none where it has none.
+pub(crate) fn without_lone_surrogates(text: &str) -> Option<String> {
+    json::replace_lone_surrogates(text)
+}
+
 /// What is known of a frame's records beside their bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Received<'a> {

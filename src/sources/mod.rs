@@ -11,6 +11,7 @@ pub(crate) mod kafka;
 pub(crate) mod lines;
 pub(crate) mod message;
 mod push;
+pub(crate) mod sample;
 pub(crate) mod stdin;
 pub(crate) mod websocket;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::UrlError;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
 use super::push::{IdleMessages, PushIntake};
+use super::sample::{Sample, SampleLimits, Shape};
 use super::{Context, SourceError, message};
 use crate::clock::Clock;
 use crate::event::{Micros, SourceState};
@@ -93,6 +94,56 @@ pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(),
         delay = (delay * 2).min(MAX_RETRY_DELAY);
     }
     Ok(())
+}
+
+/// The first messages of a websocket, for a look at its records: nothing is stored.
+///
+/// # Errors
+///
+/// The server cannot be reached.
+pub(super) fn sample(url: &str, limits: &SampleLimits) -> Result<Sample, SourceError> {
+    let failed = |reason: String| SourceError::Http {
+        url: url.split(['?', '#']).next().unwrap_or_default().to_owned(),
+        reason,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failed(e.to_string()))?;
+    let messages = runtime
+        .block_on(first_messages(url, limits))
+        .map_err(|e| failed(e.to_string()))?;
+    Ok(Sample {
+        shape: Shape::Messages(messages),
+        has_ended: false,
+    })
+}
+
+async fn first_messages(url: &str, limits: &SampleLimits) -> Result<Vec<Vec<u8>>, ConnectionError> {
+    let allowance = Arc::<MessageAllowance>::default();
+    let deadline = Instant::now() + limits.time;
+    let connected = connect(url, limits.record_bytes * 4, &allowance);
+    let mut socket = timeout(CONNECT_TIMEOUT, connected)
+        .await
+        .map_err(|_| ConnectionError::NoAnswer)??;
+    let (mut messages, mut bytes) = (Vec::new(), 0);
+    while messages.len() < limits.records && bytes < limits.bytes {
+        // After the deadline, and after a lost connection, what came until then is the sample.
+        let Ok(Some(Ok(message))) = timeout_at(deadline, socket.next()).await else {
+            break;
+        };
+        let payload = match message {
+            Message::Text(text) => text.as_bytes().to_vec(),
+            Message::Binary(bytes) => bytes.to_vec(),
+            Message::Close(_) => break,
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
+        };
+        allowance.restart();
+        bytes += payload.len();
+        messages.push(payload);
+    }
+    let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
+    Ok(messages)
 }
 
 /// Why a connection ended, or could not be established.

@@ -57,6 +57,22 @@ const MAX_OPEN: usize = 64;
 /// Open descriptors of files that are at no path of the source any more.
 const MAX_DETACHED: usize = 16;
 
+/// The files that a source reads at present, in the order of their paths.
+///
+/// # Errors
+///
+/// A pattern of the source is not a glob.
+pub(super) fn members(def: &FileDef) -> Result<Vec<PathBuf>, SourceError> {
+    let pattern = Pattern::new(def).map_err(|error| SourceError::Pattern {
+        path: def.path.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    let found = pattern.discover(&|_| false);
+    let members = found.files.into_iter();
+    let members = members.filter(|(_, (_, role))| *role == Role::Member);
+    Ok(members.map(|(path, _)| path).collect())
+}
+
 /// Intervals, which tests shorten.
 #[derive(Debug, Clone, Copy)]
 struct Timing {

@@ -6,6 +6,7 @@ mod client;
 mod events;
 mod pages;
 pub(crate) mod poll;
+pub(super) mod sample;
 mod seen;
 pub(crate) mod stream;
 

@@ -1,0 +1,559 @@
+//! Guesses as the text of a configuration, with comments.
+
+use super::columns::{self, Column, Field, Layout, Type};
+use super::event_time::{self, EventTime, Order};
+use super::naming;
+use super::profile::Profile;
+use super::roles::{self, Coordinates, Roles};
+use crate::event::{MICROS_PER_SECOND, Micros};
+use crate::schema::names;
+
+/// Characters of a line of `select`.
+const LINE_CHARS: usize = 110;
+/// Keys that are not read and that a comment names.
+const MAX_UNREAD: usize = 12;
+/// Windows of the sample that the proposed size aims at, at most.
+const MAX_WINDOWS: i64 = 60;
+/// Sizes of windows in seconds, with their names.
+const SIZES: [(i64, &str, &str); 8] = [
+    (10, "10 seconds", "10s"),
+    (60, "1 minute", "minute"),
+    (300, "5 minutes", "5m"),
+    (900, "15 minutes", "15m"),
+    (3_600, "1 hour", "hour"),
+    (21_600, "6 hours", "6h"),
+    (86_400, "1 day", "day"),
+    (604_800, "7 days", "week"),
+];
+
+/// What the source reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A file, or a folder.
+    File {
+        path: String,
+        /// One file that is complete, which can be sorted.
+        is_single: bool,
+        recursive: bool,
+        /// Globs of the files of a folder; all if there is none.
+        include: Vec<String>,
+    },
+    HttpPoll(String),
+    HttpStream(String),
+    WebSocket(String),
+}
+
+/// The source of a proposal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceText {
+    pub kind: SourceKind,
+    /// The member that holds the records, if they are inside an object.
+    pub unwrap: Option<String>,
+    /// Further comments, one line each.
+    pub notes: Vec<String>,
+}
+
+/// A declaration inferred from a profile.
+pub struct Proposal<'a> {
+    profile: &'a Profile,
+    stream: String,
+    layout: Layout<'a>,
+    time: EventTime,
+    roles: Roles,
+    /// The columns that hold latitude and longitude.
+    geo: Option<(String, String)>,
+    size: Option<(i64, &'static str, &'static str)>,
+}
+
+impl<'a> Proposal<'a> {
+    /// Infers the declaration of a stream of this name; `now` is the time at which the sample was
+    /// taken.
+    pub fn new(profile: &'a Profile, stream: &str, now: Micros) -> Self {
+        let layout = columns::layout(profile);
+        let time = event_time::choose(&layout, profile.records, now);
+        let roles = roles::assign(&layout, profile.records, time.column);
+        let name = |at: usize| layout.columns[at].name.clone();
+        let taken: Vec<String> = layout.columns.iter().map(|c| c.name.clone()).collect();
+        let free = |wanted: &str| naming::free_name(wanted, &taken);
+        let geo = roles.coordinates.as_ref().map(|guess| match guess.value {
+            Coordinates::Columns { lat, lon } => (name(lat), name(lon)),
+            Coordinates::List(_) => (free("lat"), free("lon")),
+        });
+        let size = time.range.map(|_| {
+            let span = time.span / MICROS_PER_SECOND;
+            let fits = SIZES
+                .iter()
+                .find(|(seconds, ..)| span / seconds < MAX_WINDOWS);
+            fits.copied().unwrap_or(SIZES[SIZES.len() - 1])
+        });
+        Self {
+            profile,
+            stream: stream.to_owned(),
+            layout,
+            time,
+            roles,
+            geo,
+            size,
+        }
+    }
+
+    /// The stream's name.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// Whether a time was found in the records.
+    pub fn has_event_time(&self) -> bool {
+        self.time.column.is_some()
+    }
+
+    /// The column of types that is counted.
+    pub fn count_type(&self) -> Option<&str> {
+        let count = self.roles.count.as_ref()?;
+        Some(&self.layout.columns[count.value].name)
+    }
+
+    /// A word that texts of the sample have.
+    pub fn search_word(&self) -> Option<String> {
+        let texts = self.roles.texts.as_ref()?;
+        roles::search_word(&self.layout.columns, &texts.value)
+    }
+
+    /// The columns of latitude and longitude, where venues are declared.
+    pub fn venues(&self) -> Option<(&str, &str)> {
+        self.places()?;
+        self.geo
+            .as_ref()
+            .map(|(lat, lon)| (lat.as_str(), lon.as_str()))
+    }
+
+    /// The name of the window; none without times.
+    pub fn window(&self) -> Option<String> {
+        let (_, _, suffix) = self.size?;
+        Some(format!("{}_per_{suffix}", self.stream))
+    }
+
+    /// The whole configuration. `origin` is what the records were read from, for a comment; `data` is
+    /// the data folder.
+    pub fn to_toml(&self, origin: &str, data: &str, source: &SourceText) -> String {
+        let mut out = format!(
+            "# Proposed by `weir try` from {} records of {}.\n# Each comment says why, and what else was possible. `weir check` checks changes, `weir run` starts.\ndata = {}\n\n",
+            self.profile.records,
+            naming::printable(origin),
+            text(data)
+        );
+        out += &self.source(source);
+        out += &format!("\n[streams.{}]\n", self.stream);
+        out += &self.schema();
+        out += &self.select();
+        out += &self.keys();
+        out += &self.search();
+        out += &self.watermark(source);
+        out += &self.window_text();
+        out
+    }
+
+    fn source(&self, source: &SourceText) -> String {
+        let mut out: String = source
+            .notes
+            .iter()
+            .map(|note| format!("# {}\n", naming::printable_line(note)))
+            .collect();
+        let (kind, key, value) = match &source.kind {
+            SourceKind::File { path, .. } => ("file", "path", path),
+            SourceKind::HttpPoll(url) => ("http_poll", "url", url),
+            SourceKind::HttpStream(url) => ("http_stream", "url", url),
+            SourceKind::WebSocket(url) => ("websocket", "url", url),
+        };
+        out += &format!(
+            "[[sources]]\nname = \"{}\"\ntype = \"{kind}\"\n{key} = {}\nstream = \"{}\"\n",
+            self.source_name(),
+            text(value),
+            self.stream
+        );
+        if let SourceKind::File {
+            recursive, include, ..
+        } = &source.kind
+        {
+            if *recursive {
+                out += "# Its subfolders have records.\nrecursive = true\n";
+            }
+            if !include.is_empty() {
+                out += &format!(
+                    "# Other files of the folder are not records.\ninclude = {}\n",
+                    list(include)
+                );
+            }
+        }
+        if let Some(member) = &source.unwrap {
+            out += &format!(
+                "# Each element of this array is a record.\nunwrap = {}\n",
+                text(member)
+            );
+        }
+        if self.is_sorted(source) {
+            out += "# The file is not in the order of its times. Without this key it is followed as it grows.\norder = \"event_time\"\n";
+        }
+        out
+    }
+
+    /// `http` is the server's own source.
+    fn source_name(&self) -> String {
+        match self.stream.as_str() {
+            "http" => "http_in".to_owned(),
+            stream => stream.to_owned(),
+        }
+    }
+
+    fn is_sorted(&self, source: &SourceText) -> bool {
+        let is_single = matches!(
+            source.kind,
+            SourceKind::File {
+                is_single: true,
+                ..
+            }
+        );
+        is_single && matches!(self.time.order, Order::Unsorted(_))
+    }
+
+    fn schema(&self) -> String {
+        let mut out = String::new();
+        if !self.layout.unread.is_empty() {
+            let unread = self.layout.unread.iter().take(MAX_UNREAD);
+            let shown: Vec<String> = unread.map(|(key, why)| format!("{key} ({why})")).collect();
+            let more = self.layout.unread.len().saturating_sub(MAX_UNREAD);
+            let rest = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            out += &format!("# Not read: {}{rest}.\n", shown.join(", "));
+        }
+        out +=
+            "# What is read of the JSON; other keys are counted in weir.drift.\nschema = \"\"\"\n";
+        let fields = &self.layout.fields;
+        if fields.is_empty() {
+            out += "value json -- no record has a value\n";
+        }
+        for (at, field) in fields.iter().enumerate() {
+            let comma = if at + 1 < fields.len() { "," } else { "" };
+            let not_null = if self.is_required(field) {
+                " not null"
+            } else {
+                ""
+            };
+            let line = format!(
+                "{} {}{not_null}{comma}",
+                names::quoted(field.key),
+                field.ty.sql()
+            );
+            out += &format!(
+                "{} -- {}\n",
+                multi_line(&line),
+                remark(field, self.profile.records)
+            );
+        }
+        out + "\"\"\"\n"
+    }
+
+    /// Whether a record without the key is rejected: it has the event time.
+    fn is_required(&self, field: &Field<'_>) -> bool {
+        let column = self.time.column.map(|at| &self.layout.columns[at]);
+        column
+            .is_some_and(|c| c.path == [field.key] && field.node.present() == self.profile.records)
+    }
+
+    fn select(&self) -> String {
+        let mut items = vec![format!("{} as event_time", self.time.expression)];
+        for (at, column) in self.layout.columns.iter().enumerate() {
+            if Some(at) == self.time.column {
+                continue;
+            }
+            let (expression, name) = (column.expression(), names::quoted(&column.name));
+            items.push(if expression == name {
+                name
+            } else {
+                format!("{expression} as {name}")
+            });
+        }
+        if let Some(Coordinates::List(at)) = self.roles.coordinates.as_ref().map(|g| g.value)
+            && let Some((lat, lon)) = &self.geo
+        {
+            let list = self.layout.columns[at].expression();
+            items.push(format!("{list}[2] as {}", names::quoted(lat)));
+            items.push(format!("{list}[1] as {}", names::quoted(lon)));
+        }
+        let mut lines = vec!["select ".to_owned()];
+        for (at, item) in items.iter().enumerate() {
+            let comma = if at + 1 < items.len() { ", " } else { "" };
+            match lines.last_mut() {
+                Some(line) if line.chars().count() + item.chars().count() < LINE_CHARS => {
+                    line.push_str(item);
+                    line.push_str(comma);
+                }
+                _ => lines.push(format!("  {item}{comma}")),
+            }
+        }
+        let lines: Vec<String> = lines
+            .iter()
+            .map(|line| multi_line(line.trim_end()))
+            .collect();
+        format!(
+            "# event_time: {}.\nselect = \"\"\"\n{}\nfrom {}\n\"\"\"\n",
+            self.time.reason,
+            lines.join("\n"),
+            self.stream
+        )
+    }
+
+    fn keys(&self) -> String {
+        let mut out = String::new();
+        let name = |at: usize| text(&self.layout.columns[at].name);
+        match &self.roles.key {
+            Some(key) => {
+                out += &format!("# {}.\nkey = {}\n", key.reason, name(key.value));
+            }
+            None => out += "# key: no identifier is in every record with a value of its own.\n",
+        }
+        if let Some(version) = &self.roles.version {
+            out += &format!("# {}.\nversion = {}\n", version.reason, name(version.value));
+        }
+        match &self.roles.count {
+            Some(count) => {
+                let (mut by, mut why) = (String::new(), String::new());
+                if let Some(groups) = &self.roles.groups {
+                    by = format!(", by = {}", list(&self.names(&groups.value)));
+                    why = format!("; {}", groups.reason);
+                }
+                out += &format!(
+                    "# {}{why}.\ncount = {{ type = {}{by} }}\n",
+                    count.reason,
+                    name(count.value)
+                );
+            }
+            None => out += "# count: no text has few values that repeat.\n",
+        }
+        out
+    }
+
+    fn names(&self, positions: &[usize]) -> Vec<String> {
+        let columns = &self.layout.columns;
+        positions
+            .iter()
+            .map(|at| columns[*at].name.clone())
+            .collect()
+    }
+
+    fn search(&self) -> String {
+        let Some(texts) = &self.roles.texts else {
+            return "# search: no column has text.\n".to_owned();
+        };
+        let mut out = format!("# text: {}.\n", texts.reason);
+        let mut parts = vec![format!("text = {}", list(&texts.value))];
+        if let Some(exact) = &self.roles.exact {
+            out += &format!("# exact: {}.\n", exact.reason);
+            parts.push(format!("exact = {}", list(&self.names(&exact.value))));
+        }
+        if let (Some((lat, lon)), Some(guess)) = (&self.geo, &self.roles.coordinates) {
+            out += &format!("# geo: {}.\n", guess.reason);
+            parts.push(format!("geo = [{}, {}]", text(lat), text(lon)));
+        }
+        out += &format!("search = {{ {} }}\n", parts.join(", "));
+        if let Some(places) = self.places() {
+            out += &places;
+        }
+        out
+    }
+
+    /// The map of venues: what the coordinates belong to, by its identifier and name.
+    fn places(&self) -> Option<String> {
+        let (lat, lon) = self.geo.as_ref()?;
+        let coordinates = match self.roles.coordinates.as_ref()?.value {
+            Coordinates::Columns { lat, .. } => lat,
+            Coordinates::List(at) => at,
+        };
+        let path = &self.layout.columns[coordinates].path;
+        let beside = |c: &&Column<'_>| {
+            path.len() > 1 && c.path[..c.path.len() - 1] == path[..path.len() - 1]
+        };
+        let is_id = |ty: &Type| matches!(ty, Type::BigInt | Type::Varchar);
+        let columns = &self.layout.columns;
+        let key = self.roles.key.as_ref().map(|key| &columns[key.value]);
+        let mut own = columns.iter().filter(beside);
+        let venue = own
+            .find(|c| is_id(&c.ty) && naming::is_id(&c.leaf()))
+            .or(key)?;
+        let named = columns
+            .iter()
+            .filter(beside)
+            .find(|c| c.is_text() && c.leaf().ends_with("name"));
+        let texts = self.roles.texts.as_ref().map(|texts| &texts.value);
+        let first_text =
+            |c: &&Column<'_>| texts.is_some_and(|texts| texts.contains(&c.name)) && c.is_text();
+        let name = named.or_else(|| columns.iter().find(first_text))?;
+        let event = columns
+            .iter()
+            .find(|c| is_id(&c.ty) && c.leaf() == "event_id")
+            .or(key)
+            .unwrap_or(venue);
+        // When it takes place, where the event has a time beside its identifier.
+        let start = columns.iter().enumerate().find(|(at, c)| {
+            Some(*at) != self.time.column
+                && event.path.len() > 1
+                && matches!(c.ty, Type::Timestamp(_))
+                && c.path[..c.path.len() - 1] == event.path[..event.path.len() - 1]
+        });
+        let date = start.map_or("event_time", |(_, c)| c.name.as_str());
+        Some(format!(
+            "# The map: a venue is one value of `{}`, named by `{}`.\nplaces = {{ venue = {}, name = {}, lat = {}, lon = {}, event = {}, date = {} }}\n",
+            venue.shown(),
+            name.shown(),
+            text(&venue.name),
+            text(&name.name),
+            text(lat),
+            text(lon),
+            text(&event.name),
+            text(date)
+        ))
+    }
+
+    fn watermark(&self, source: &SourceText) -> String {
+        let mut keys = Vec::new();
+        let mut why = Vec::new();
+        if let Order::Unsorted(disorder) | Order::Disorder(disorder) = self.time.order
+            && !self.is_sorted(source)
+        {
+            why.push("19 of 20 times are behind by no more");
+            keys.push(format!("disorder = \"{disorder}\""));
+        }
+        if let Some(ahead) = self.time.max_ahead {
+            why.push("times are in the future");
+            keys.push(format!("max_ahead = \"{ahead}\""));
+        }
+        if keys.is_empty() {
+            return String::new();
+        }
+        format!(
+            "# In the sample {}.\nwatermark = {{ {} }}\n",
+            why.join(", and "),
+            keys.join(", ")
+        )
+    }
+
+    fn window_text(&self) -> String {
+        let (Some((_, interval, _)), Some(name)) = (self.size, self.window()) else {
+            return String::new();
+        };
+        let kind = self.count_type().map(names::quoted);
+        let number = if kind.as_deref() == Some("n") {
+            "number"
+        } else {
+            "n"
+        };
+        let column = kind.map(|kind| format!(", {kind}")).unwrap_or_default();
+        format!(
+            "\n# How many events, in windows of a size of which most of the sample has at most {MAX_WINDOWS}.\n[windows.{name}]\nsql = \"\"\"\nselect window_start, window_end{}, count(*) as {number}\nfrom tumble({}, event_time, interval '{interval}')\ngroup by window_start, window_end{}\n\"\"\"\nallowed_lateness = \"60s\"\n",
+            multi_line(&column),
+            self.stream,
+            multi_line(&column)
+        )
+    }
+}
+
+/// What was seen of a field, as the reason of its type.
+fn remark(field: &Field<'_>, records: u64) -> String {
+    let node = field.node;
+    let kind = match &field.ty {
+        Type::BigInt | Type::Double => match node.range {
+            Some((least, most)) if node.decimals == 0 => {
+                format!("whole numbers from {} to {}", least as i64, most as i64)
+            }
+            Some((least, most)) => format!("numbers from {least:?} to {most:?}"),
+            None => "numbers".to_owned(),
+        },
+        Type::Boolean => "true or false".to_owned(),
+        Type::Varchar if node.texts == 0 => "numbers with more digits than others hold".to_owned(),
+        Type::Varchar if node.numbers() > 0 => "text and numbers".to_owned(),
+        Type::Varchar if node.values.distinct() == 1 => "text, always the same".to_owned(),
+        Type::Varchar => format!("text, {} distinct values", node.values.distinct()),
+        Type::Timestamp(form) => form.described().to_owned(),
+        Type::Json if node.objects + node.arrays == node.present() => {
+            "objects or lists without a common shape".to_owned()
+        }
+        Type::Json => "values of several types".to_owned(),
+        Type::Map => format!("objects with {} names in all", node.fields.len()),
+        Type::Struct(fields) => format!("objects of {} fields", fields.len()),
+        Type::Array(_) => "lists".to_owned(),
+    };
+    let present = node.present();
+    if present < records {
+        format!("{kind}; in {present} of {records} records")
+    } else {
+        kind
+    }
+}
+
+/// A text as TOML.
+fn text(value: &str) -> String {
+    let quoted = serde_json::Value::from(value).to_string();
+    quoted.replace('\u{7f}', "\\u007f")
+}
+
+/// Texts as a list of TOML.
+fn list(values: &[String]) -> String {
+    let values: Vec<String> = values.iter().map(|value| text(value)).collect();
+    format!("[{}]", values.join(", "))
+}
+
+/// A line inside a multi-line text of TOML.
+fn multi_line(line: &str) -> String {
+    line.replace('\\', "\\\\").replace("\"\"\"", "\"\"\\\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposed(records: &[&str]) -> String {
+        let mut profile = Profile::default();
+        records.iter().for_each(|r| profile.observe(r.as_bytes()));
+        let source = SourceText {
+            kind: SourceKind::HttpPoll("http://localhost/x".into()),
+            unwrap: Some("rows".into()),
+            notes: Vec::new(),
+        };
+        let proposal = Proposal::new(&profile, "things", 1_800_000_000 * MICROS_PER_SECOND);
+        proposal.to_toml("x", "data", &source)
+    }
+
+    #[test]
+    fn the_text_is_a_declaration_with_its_reasons() {
+        let toml = proposed(&[
+            r#"{"id":1,"time":1714557600000,"place":"north of the hill","geometry":{"type":"Point","coordinates":[10.5,59.9]}}"#,
+            r#"{"id":2,"time":1714557500000,"place":"south of the lake","geometry":{"type":"Point","coordinates":[11,60]}}"#,
+        ]);
+        for part in [
+            "unwrap = \"rows\"",
+            "\"time\" timestamp(ms) not null",
+            "geometry['coordinates'][2] as lat",
+            "key = \"id\"",
+            "geo = [\"lat\", \"lon\"]",
+            "places = { venue = \"id\"",
+            "disorder = \"5m\"",
+            "newest first",
+            "[windows.things_per_10s]",
+        ] {
+            assert!(toml.contains(part), "{part}\n{toml}");
+        }
+        assert!(toml.parse::<toml::Table>().is_ok(), "{toml}");
+    }
+
+    #[test]
+    fn hostile_names_stay_inside_the_text() {
+        let toml = proposed(&[
+            r#"{"a\"\"\"\nx = 1":1,"\\":2,"'":{"'":"b"},"--":3,"\"\"\"":4,"select":"y\u001b"}"#,
+        ]);
+        assert!(toml.parse::<toml::Table>().is_ok(), "{toml}");
+        assert!(!toml.contains('\u{1b}'));
+    }
+}
