@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::client::Server;
+use super::progress::{Progress, Unit};
 use super::{Format, Global, output, tokio_runtime};
 use crate::runtime::{RuntimeError, backup};
 
@@ -20,13 +21,24 @@ pub struct Backup {
 impl Backup {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let config = global.load()?;
-        let failed =
-            |e: std::io::Error| RuntimeError::Failed(format!("{}: {e}", self.dir.display()));
+        let failed = |e: std::io::Error| {
+            let dir = self.dir.display();
+            RuntimeError::Config(format!(
+                "`{dir}`: {e}; name a folder that is empty or does not exist yet"
+            ))
+        };
         let to = std::path::absolute(&self.dir).map_err(failed)?;
         let runtime = tokio_runtime()?;
         let answer = match runtime.block_on(Server::find(&config)) {
-            Some(server) => runtime.block_on(server.post("backup", &json!({"to": to})))?,
-            None => json!(backup::offline(&config, &to, runtime.handle())?),
+            Some(server) => {
+                let _copying = Progress::new(global, "the server copies its folder", Unit::None);
+                runtime.block_on(server.post("backup", &json!({"to": to})))?
+            }
+            None => {
+                let copied = Progress::new(global, "copying", Unit::Bytes);
+                let report = &mut |bytes| copied.set(bytes, None);
+                json!(backup::offline(&config, &to, runtime.handle(), report)?)
+            }
         };
         match global.format() {
             Format::Table => output::write(

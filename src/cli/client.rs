@@ -1,5 +1,7 @@
 //! Where verbs get their answers: from the running server, or read-only from the data folder.
 
+use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -26,7 +28,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The server or the folder that answers queries.
 pub struct QueryTarget {
-    runtime: tokio::runtime::Runtime,
+    runtime: Arc<tokio::runtime::Runtime>,
     backend: Backend,
     /// The command that ingests records which a stopped folder's views lack.
     catch_up_command: &'static str,
@@ -39,8 +41,12 @@ enum Backend {
 
 impl Backend {
     /// A server that answers, or the folder itself. A process that waits for the folder takes
-    /// precedence: it is queried once it serves.
-    fn find(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<Self, RuntimeError> {
+    /// precedence: it is queried once it serves, unless `is_cancelled` by then.
+    fn find(
+        config: &Config,
+        runtime: &tokio::runtime::Runtime,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Self, RuntimeError> {
         let started = Instant::now();
         let mut last_wanted: Option<Instant> = None;
         loop {
@@ -53,7 +59,8 @@ impl Backend {
                     if DataDir::existing(&config.data).is_ok_and(|folder| folder.is_wanted()) {
                         last_wanted = Some(Instant::now());
                     }
-                    if started.elapsed() >= YIELD_TIMEOUT
+                    if is_cancelled()
+                        || started.elapsed() >= YIELD_TIMEOUT
                         || last_wanted.is_none_or(|at| at.elapsed() >= START_TIMEOUT)
                     {
                         return Err(RuntimeError::InUse(reason));
@@ -103,18 +110,38 @@ impl Server {
         })
     }
 
-    /// Sends `GET /api/v1/<path>`.
-    async fn get(&self, path: &str, params: &Params) -> Result<Value, RuntimeError> {
+    /// Where it answers, for messages.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What `/metrics` shows.
+    pub async fn metrics(&self) -> Result<String, RuntimeError> {
+        let answer = self
+            .send(self.client.get(format!("{}/metrics", self.url)))
+            .await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// What `/readyz` says, whether it is ready or not.
+    pub async fn readiness(&self) -> Result<Value, RuntimeError> {
+        let request = self.client.get(format!("{}/readyz", self.url));
+        let (_, answer) = self.exchange(request).await?;
+        self.json(&answer)
+    }
+
+    /// Sends `GET /api/v1/<endpoint>`; the parameter `name` is the end of the path.
+    pub async fn get(&self, endpoint: &str, params: &Params) -> Result<Value, RuntimeError> {
+        let mut params = params.clone();
+        let path = params.remove("name").map_or(endpoint.to_owned(), |name| {
+            format!("{endpoint}/{}", encode(&name))
+        });
         let query: Vec<String> = params
             .iter()
             .map(|(k, v)| format!("{k}={}", encode(v)))
             .collect();
-        let answer = self
-            .send(
-                self.client
-                    .get(format!("{}/api/v1/{path}?{}", self.url, query.join("&"))),
-            )
-            .await?;
+        let url = format!("{}/api/v1/{path}?{}", self.url, query.join("&"));
+        let answer = self.send(self.client.get(url)).await?;
         self.json(&answer)
     }
 
@@ -146,8 +173,17 @@ impl Server {
             .map_err(|e| RuntimeError::Failed(format!("{}: {e}", self.url)))
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, RuntimeError> {
-        let failed = |e: reqwest::Error| RuntimeError::Failed(e.to_string());
+    /// The status and the body of the response.
+    async fn exchange(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<(reqwest::StatusCode, Vec<u8>), RuntimeError> {
+        let failed = |e: reqwest::Error| {
+            let url = &self.url;
+            RuntimeError::Failed(format!(
+                "{url}: {e}; if the server has stopped, start it by `weir run`, or try again"
+            ))
+        };
         let request = match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
@@ -156,13 +192,22 @@ impl Server {
         let response = request.send().await.map_err(failed)?;
         let status = response.status();
         let bytes = response.bytes().await.map_err(failed)?;
+        Ok((status, bytes.to_vec()))
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, RuntimeError> {
+        let (status, bytes) = self.exchange(request).await?;
         if status.is_success() {
-            return Ok(bytes.to_vec());
+            return Ok(bytes);
         }
         let error: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let message = error["error"]["message"]
-            .as_str()
-            .map_or_else(|| format!("the server answered {status}"), str::to_owned);
+        let text = |member: &str| error["error"][member].as_str();
+        let message =
+            text("message").map_or_else(|| format!("the server answered {status}"), str::to_owned);
+        let message = match next_step(text("code").unwrap_or_default()) {
+            Some(step) => format!("{message}; {step}"),
+            None => message,
+        };
         Err(if status.as_u16() == 400 {
             RuntimeError::Config(message)
         } else {
@@ -171,21 +216,64 @@ impl Server {
     }
 }
 
+/// Whether the server of the configured data folder answers; an error if none does.
+pub fn check_alive(global: &Global) -> Result<(), RuntimeError> {
+    let config = global.load()?;
+    let found = tokio_runtime()?.block_on(Server::find(&config));
+    let failed = || {
+        let folder = config.data.display();
+        RuntimeError::Failed(format!(
+            "no server of {folder} answers; `weir run` starts one"
+        ))
+    };
+    found.map(drop).ok_or_else(failed)
+}
+
+/// What a user of the command line does about an error of the server, where its message does not
+/// say it.
+fn next_step(code: &str) -> Option<&'static str> {
+    match code {
+        "unauthorized" => Some("set WEIR_TOKEN to one; `weir token create` creates them"),
+        "read_only" => Some("set WEIR_TOKEN to one that was created without --read-only"),
+        "not_taking" | "too_many_connections" => Some("try again in a moment"),
+        "failed" => Some("the server's log has more"),
+        _ => None,
+    }
+}
+
 impl QueryTarget {
+    /// The running server, or the folder.
     pub fn open(global: &Global) -> Result<Self, RuntimeError> {
+        Self::open_unless(global, &Arc::new(tokio_runtime()?), &|| false)
+    }
+
+    /// As [`Self::open`], on a runtime that the caller keeps; once `is_cancelled` it does not wait
+    /// for a process that is about to serve.
+    pub fn open_unless(
+        global: &Global,
+        runtime: &Arc<tokio::runtime::Runtime>,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Self, RuntimeError> {
         let config = global.load()?;
-        let runtime = tokio_runtime()?;
-        let backend = Backend::find(&config, &runtime)?;
+        let backend = Backend::find(&config, runtime, is_cancelled)?;
         let catch_up_command = if config.path.is_some() {
             "weir run --once"
         } else {
             "weir demo"
         };
         Ok(Self {
-            runtime,
+            runtime: runtime.clone(),
             backend,
             catch_up_command,
         })
+    }
+
+    /// Who answers, for people.
+    pub fn description(&self) -> String {
+        match &self.backend {
+            Backend::Server(server) => server.url().to_owned(),
+            Backend::DataDir(_) => "the data folder, read-only".into(),
+        }
     }
 
     fn report_pending(&self, pending: Option<u64>) {
@@ -218,35 +306,45 @@ impl QueryTarget {
                 self.report_pending(answer["as_of"]["pending"].as_u64());
                 Ok(answer)
             }
-            Backend::Server(server) => {
-                let mut params = params.clone();
-                let path = params.remove("name").map_or(endpoint.to_owned(), |name| {
-                    format!("{endpoint}/{}", encode(&name))
-                });
-                self.runtime.block_on(server.get(&path, &params))
-            }
+            Backend::Server(server) => self.runtime.block_on(server.get(endpoint, params)),
         }
     }
 
     /// Runs SQL; the answer in this format's bytes (`json`, `ndjson`, `csv`).
     pub fn sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
+        self.runtime.block_on(self.answer_sql(query, format))
+    }
+
+    /// As [`Self::sql`], but ends the query and returns `None` when `cancelled` completes.
+    pub fn sql_unless(
+        &self,
+        query: &str,
+        format: &str,
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<Option<Vec<u8>>, RuntimeError> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                answer = self.answer_sql(query, format) => answer.map(Some),
+                // Without its client a query ends, in the server as in this process.
+                () = cancelled => Ok(None),
+            }
+        })
+    }
+
+    async fn answer_sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
         match &self.backend {
             Backend::DataDir(offline) => {
                 let answers = &offline.queries;
-                let answer = self
-                    .runtime
-                    .block_on(answers.ask(ClientId::default(), query))?;
+                let answer = answers.ask(ClientId::default(), query).await?;
                 self.report_pending(Some(answer.as_of.pending));
-                let whole = self
-                    .runtime
-                    .block_on(answers.write(answer, Format::parse(format)?))?;
+                let whole = answers.write(answer, Format::parse(format)?).await?;
                 whole
                     .into_bytes()
                     .map_err(|e| RuntimeError::Failed(e.to_string()))
             }
             Backend::Server(server) => {
                 let body = serde_json::json!({"sql": query, "format": format});
-                self.runtime.block_on(server.post_for_bytes("sql", &body))
+                server.post_for_bytes("sql", &body).await
             }
         }
     }

@@ -17,6 +17,7 @@ pub struct DeadLetters {
 enum Action {
     /// Lists the latest, newest first.
     List {
+        /// At most so many.
         #[arg(long, default_value_t = 100)]
         limit: usize,
         /// Only of this stream.
@@ -24,7 +25,10 @@ enum Action {
         stream: Option<String>,
     },
     /// Shows one completely, with its bytes.
-    Show { lsn: u64 },
+    Show {
+        /// Its record, as `list` names it.
+        lsn: u64,
+    },
     /// Ingests those that are valid now, after a schema or a rule was corrected.
     Retry {
         /// Only of this stream.

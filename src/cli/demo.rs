@@ -57,7 +57,7 @@ impl Demo {
             &listener,
             &runtime,
             Options::default(),
-            |running| line.show(running),
+            |running, _| line.show(running),
         );
         stop.store(true, Ordering::Release);
         let _ = generator.join();

@@ -10,11 +10,15 @@ use clap::Args;
 
 use super::Global;
 use super::destination::{Destination, Output};
+use super::progress::Unit;
 use crate::clock::{Clock, SystemClock};
 use crate::config::units::parse_time;
 use crate::generator::{Generator, RATE, Settings};
 use crate::runtime::RuntimeError;
 use crate::server::upstream::{History, Records};
+
+/// Records between two moves of the bar, where they are sent as fast as possible.
+const REPORT_RECORDS: u64 = 4_096;
 
 /// Generates answers to invitations, faithful to recordings; the same seed gives the same bytes.
 #[derive(Debug, Args)]
@@ -25,6 +29,7 @@ pub struct Generate {
     /// Records per second of event time; --serve, --post and `--start now` also send at this pace.
     #[arg(long, default_value_t = RATE)]
     rate: f64,
+    /// Equal seeds give equal bytes.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Time of the first record [default: 2016-06-10T01:00:00Z].
@@ -53,12 +58,13 @@ pub struct Replay {
 }
 
 impl Generate {
-    pub fn run(&self, _global: &Global) -> Result<(), RuntimeError> {
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         let now = SystemClock::default().now();
         let start_ms = match &self.start {
             None => Settings::default().start_ms,
             Some(text) => {
-                parse_time(text, now).map_err(|e| RuntimeError::Config(e.to_string()))? / 1_000
+                parse_time(text, now).map_err(|e| RuntimeError::Config(format!("--start: {e}")))?
+                    / 1_000
             }
         };
         if self.rate <= 0.0 || !self.rate.is_finite() {
@@ -81,8 +87,14 @@ impl Generate {
             ..Settings::default()
         };
         let mut generator = Generator::new(settings);
+        let progress = self
+            .destination
+            .progress(global, "generating", Unit::Records);
         let started = Instant::now();
-        for _ in 0..self.count.unwrap_or(u64::MAX) {
+        for sent in 0..self.count.unwrap_or(u64::MAX) {
+            if is_paced || sent.is_multiple_of(REPORT_RECORDS) {
+                progress.set(sent, self.count);
+            }
             let (line, mtime) = generator.next_record();
             output.send(mtime, line)?;
             if is_paced {
@@ -162,8 +174,13 @@ impl Iterator for Recording {
 }
 
 impl Replay {
-    pub fn run(&self, _global: &Global) -> Result<(), RuntimeError> {
-        let failed = |e: io::Error| RuntimeError::Failed(format!("{}: {e}", self.path.display()));
+    pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let failed = |e: io::Error| {
+            let path = self.path.display();
+            RuntimeError::Failed(format!(
+                "{path}: {e}; name a file of JSON objects, one a line"
+            ))
+        };
         let now_ms = SystemClock::default().now() / 1_000;
         let shift_to = self.shift_to_now.then_some(now_ms);
         let recording = Recording::open(&self.path, shift_to).map_err(failed)?;
@@ -176,10 +193,20 @@ impl Replay {
             ))
         });
         let mut output = Output::open(&self.destination, Some(history))?;
-        let started = Instant::now();
+        let progress = self.destination.progress(global, "replaying", Unit::Bytes);
+        // None of a pipe, whose size is not known.
+        let size = std::fs::metadata(&self.path)
+            .ok()
+            .filter(std::fs::Metadata::is_file);
+        let size = size.map(|metadata| metadata.len());
+        let (started, mut read) = (Instant::now(), 0);
         let (mut first, mut newest) = (None, i64::MIN);
-        for record in recording {
+        for (sent, record) in recording.enumerate() {
             let record = record.map_err(failed)?;
+            read += record.line.len() as u64 + 1;
+            if self.speed.is_some() || (sent as u64).is_multiple_of(REPORT_RECORDS) {
+                progress.set(read, size);
+            }
             if let Some(recorded_at) = record.recorded_at {
                 let first = *first.get_or_insert(recorded_at);
                 newest = newest.max(recorded_at);

@@ -21,7 +21,7 @@ impl Init {
             result.and_then(|mut file| std::io::Write::write_all(&mut file, TEMPLATE.as_bytes()));
         written.map_err(|e| {
             RuntimeError::Failed(format!(
-                "{}: {e}; an existing file is not overwritten",
+                "{}: {e}; an existing file is not overwritten, name another one with -c",
                 path.display()
             ))
         })?;

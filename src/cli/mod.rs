@@ -7,9 +7,13 @@ mod compact;
 mod dead_letters;
 mod demo;
 mod destination;
+mod examples;
 mod generate;
 mod init;
+mod man;
 mod output;
+mod progress;
+mod prompt;
 mod query;
 mod rebuild;
 mod run;
@@ -19,11 +23,13 @@ mod sql;
 mod test;
 mod tls;
 mod token;
+mod top;
+mod tryout;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config};
 use crate::runtime::RuntimeError;
@@ -78,13 +84,13 @@ enum Verb {
     /// Checks the configuration without starting.
     Check(check::Check),
     Test(test::Test),
-    /// Runs a SQL query.
     Sql(sql::Sql),
     Count(query::Count),
     Search(query::Search),
     Nearby(query::Nearby),
     Windows(query::Windows),
     Status(query::Status),
+    Top(top::Top),
     Backup(backup::Backup),
     Rebuild(rebuild::Rebuild),
     /// Merges the files of a stopped lake now.
@@ -97,14 +103,15 @@ enum Verb {
     Replay(generate::Replay),
     /// Writes a configuration to start from.
     Init(init::Init),
+    Try(tryout::Try),
     /// Creates tokens for a server that other machines can reach.
     Token(token::Token),
     /// Prints completions for a shell.
     Completions {
+        /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Prints the manual page.
-    Man,
+    Man(man::Man),
 }
 
 impl Global {
@@ -134,7 +141,8 @@ impl Global {
 
 /// Parses the command line, runs its verb, and maps errors to exit codes (README: 0, 1, 2, 65, 75).
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = examples::add(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     start_logs(&cli.global);
     // Two providers are compiled in; the first use of TLS panics unless one is chosen.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -162,24 +170,21 @@ fn dispatch(global: &Global, verb: Verb) -> Result<(), RuntimeError> {
         Verb::Nearby(nearby) => nearby.run(global),
         Verb::Windows(windows) => windows.run(global),
         Verb::Status(status) => status.run(global),
+        Verb::Top(top) => top.run(global),
         Verb::Backup(backup) => backup.run(global),
         Verb::Rebuild(rebuild) => rebuild.run(global),
         Verb::Compact(compact) => compact.run(global),
         Verb::DeadLetters(dead_letters) => dead_letters.run(global),
         Verb::Sinks(sinks) => sinks.run(global),
         Verb::Init(init) => init.run(global),
+        Verb::Try(tryout) => tryout.run(global),
         Verb::Token(token) => token.run(global),
         Verb::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "weir", &mut out);
             output::write(&out)
         }
-        Verb::Man => {
-            let mut out = Vec::new();
-            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut out);
-            rendered.map_err(|e| RuntimeError::Failed(e.to_string()))?;
-            output::write(&out)
-        }
+        Verb::Man(man) => man.run(),
     }
 }
 
@@ -197,7 +202,7 @@ fn start_logs(global: &Global) {
     let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| progress::Stderr)
         .with_ansi(color);
     let _ = match global.log_format {
         LogFormat::Text => logs.try_init(),
@@ -213,4 +218,10 @@ fn tokio_runtime() -> Result<tokio::runtime::Runtime, RuntimeError> {
         .thread_name("weir")
         .build()
         .map_err(|e| RuntimeError::Failed(format!("threads cannot be started: {e}")))
+}
+
+/// The verbs and flags, for the reference in `docs`.
+#[cfg(test)]
+pub(crate) fn command() -> clap::Command {
+    examples::add(Cli::command())
 }

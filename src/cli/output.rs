@@ -42,16 +42,14 @@ pub fn check_written(result: io::Result<()>) -> Result<(), RuntimeError> {
 
 /// Writes an answer: all of it as JSON, else the rows in its member `rows`.
 pub fn answer(answer: &Value, rows: &str, format: Format) -> Result<(), RuntimeError> {
-    let list = answer[rows].as_array().cloned().unwrap_or_default();
-    match format {
-        Format::Json => write(format!("{answer}\n").as_bytes()),
-        Format::Ndjson => {
-            let lines: String = list.iter().map(|row| format!("{row}\n")).collect();
-            write(lines.as_bytes())
-        }
-        Format::Csv => write(csv(&list).as_bytes()),
-        Format::Table => write(format!("{}\n", table(&list)).as_bytes()),
-    }
+    let list = answer[rows].as_array().map_or(&[][..], Vec::as_slice);
+    let text = match format {
+        Format::Json => format!("{answer}\n"),
+        Format::Ndjson => list.iter().map(|row| format!("{row}\n")).collect(),
+        Format::Csv => csv(list),
+        Format::Table => format!("{}\n", table(list)),
+    };
+    write(text.as_bytes())
 }
 
 fn columns(rows: &[Value]) -> Vec<String> {
@@ -64,14 +62,6 @@ fn columns(rows: &[Value]) -> Vec<String> {
         }
     }
     columns
-}
-
-fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
 }
 
 fn csv(rows: &[Value]) -> String {
@@ -91,7 +81,8 @@ fn csv(rows: &[Value]) -> String {
     })
 }
 
-fn table(rows: &[Value]) -> String {
+/// Rows as a table that fits the terminal.
+pub fn table(rows: &[Value]) -> String {
     let columns = columns(rows);
     let mut table = Table::new();
     table
@@ -104,8 +95,32 @@ fn table(rows: &[Value]) -> String {
     table.to_string()
 }
 
+/// Rows one below the other, a line for each value.
+pub fn records(rows: &[Value]) -> String {
+    let columns = columns(rows);
+    let width = columns.iter().map(|c| c.chars().count()).max().unwrap_or(0);
+    let mut out = String::new();
+    for (n, row) in rows.iter().enumerate() {
+        out += &format!("-[ row {} ]-\n", n + 1);
+        for column in &columns {
+            let (name, value) = (printable(column), printable(&cell(&row[column])));
+            out += &format!("{name:width$} | {value}\n");
+        }
+    }
+    out
+}
+
+/// The value of a cell: texts without quotes, nothing for null.
+pub fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// The text without control characters, which the terminal might obey.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| {
             if c.is_control() && c != '\n' {
@@ -115,4 +130,24 @@ fn printable(text: &str) -> String {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn records_show_a_line_for_each_value() {
+        let rows = [
+            json!({"n": 1, "name": "a\u{1b}[2Jb"}),
+            json!({"n": 2, "name": null}),
+        ];
+        assert_eq!(
+            records(&rows),
+            "-[ row 1 ]-\nn    | 1\nname | a\u{fffd}[2Jb\n-[ row 2 ]-\nn    | 2\nname | \n"
+        );
+        assert_eq!(records(&[]), "");
+    }
 }

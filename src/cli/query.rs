@@ -3,7 +3,7 @@
 
 use clap::Args;
 
-use super::client::QueryTarget;
+use super::client::{self, QueryTarget};
 use super::{Global, output};
 use crate::runtime::RuntimeError;
 use crate::runtime::query_service::Params;
@@ -48,6 +48,7 @@ pub struct Search {
     /// Newest first, or best first.
     #[arg(long, value_parser = ["time", "rank"], default_value = "time")]
     sort: String,
+    /// Hits of a page.
     #[arg(long, default_value_t = 20)]
     limit: usize,
     /// Only near this place: LAT,LON, with --within.
@@ -69,13 +70,16 @@ pub struct Search {
 /// Finds the venues nearest to a place.
 #[derive(Debug, Args)]
 pub struct Nearby {
+    /// Latitude in degrees.
     #[arg(long, allow_hyphen_values = true)]
     lat: f64,
+    /// Longitude in degrees.
     #[arg(long, allow_hyphen_values = true)]
     lon: f64,
     /// The stream [default: the first].
     #[arg(long)]
     stream: Option<String>,
+    /// At most so many venues.
     #[arg(long, default_value_t = 10)]
     limit: usize,
     /// Only within this distance, for example 5km.
@@ -94,13 +98,19 @@ pub struct Windows {
     /// Windows that start before this time.
     #[arg(long, allow_hyphen_values = true)]
     to: Option<String>,
+    /// At most so many rows.
     #[arg(long, default_value_t = 1_000)]
     limit: usize,
 }
 
 /// Shows the progress of the log and the views.
 #[derive(Debug, Args)]
-pub struct Status {}
+pub struct Status {
+    /// Only whether the server of the data folder answers, for health checks: it prints nothing,
+    /// needs no token, and ends with 1 if none does.
+    #[arg(long)]
+    alive: bool,
+}
 
 fn params<const N: usize>(pairs: [(&str, Option<String>); N]) -> Params {
     pairs
@@ -177,6 +187,9 @@ impl Windows {
 
 impl Status {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        if self.alive {
+            return client::check_alive(global);
+        }
         let answer = QueryTarget::open(global)?.ask("status", &Params::new())?;
         if global.format() == output::Format::Table {
             report_sources(&answer);

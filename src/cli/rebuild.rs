@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::client::Server;
+use super::progress::{Progress, Unit, line};
 use super::{Global, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
@@ -58,10 +59,11 @@ impl Rebuild {
             .map(|target| ViewBuild::begin(&config, runtime.handle(), &target.view))
             .collect::<Result<Vec<_>, _>>()?;
         for notice in builds.iter().filter_map(ViewBuild::coverage_notice) {
-            eprintln!("weir: {notice}");
+            line(&format!("weir: {notice}"));
         }
         let started = Instant::now();
-        let server = catch_up(&config, &runtime, &mut builds, &targets)?;
+        let server = catch_up(global, &config, &runtime, &mut builds, &targets)?;
+        let installing = Progress::new(global, "installing", Unit::None);
         for mut build in builds {
             build.mark_ready(server.is_none())?;
         }
@@ -80,6 +82,7 @@ impl Rebuild {
                 }
             }
         }
+        drop(installing);
         let names: Vec<&str> = targets.iter().map(|target| &*target.name).collect();
         eprintln!(
             "weir: rebuilt: {}, in {:.1} s",
@@ -115,6 +118,7 @@ impl Rebuild {
 /// Builds in rounds up to the end of the log, which a running server extends, until few
 /// records remain. Returns the server.
 fn catch_up(
+    global: &Global,
     config: &Config,
     runtime: &tokio::runtime::Runtime,
     builds: &mut [ViewBuild],
@@ -133,8 +137,14 @@ fn catch_up(
         }
         rounds += 1;
         for (build, target) in builds.iter_mut().zip(targets) {
+            let name = &target.name;
+            let progress = Progress::new(global, format!("rebuilding {name}"), Unit::Records);
             build.build(end, &mut |done, all, time| {
-                report_progress(&target.name, done, all, time);
+                if progress.is_shown() {
+                    progress.set(done, Some(all));
+                } else {
+                    report_progress(name, done, all, time);
+                }
             })?;
         }
         built_to = Some(end);

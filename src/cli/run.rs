@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::output::{self, Format};
+use super::progress::{Progress, Unit};
 use super::{Global, serve, tokio_runtime};
 use crate::config::units::parse_duration;
 use crate::config::{Config, SourceKind};
@@ -46,21 +47,29 @@ impl Run {
             accepted_resets: self.accept_reset.iter().cloned().collect(),
         };
         let runtime = tokio_runtime()?;
-        if !self.once {
-            // A folder in use is reported before a port in use.
-            drop(DataDir::create(&config.data)?.lock()?);
-            let listener = serve::bind(&config)?;
-            let served = serve::serve(&config, &listener, &runtime, options, |_| {});
-            // Do not wait for a body that is being decoded, or for a backup.
-            runtime.shutdown_timeout(serve::SHUTDOWN_TIMEOUT);
-            return served;
+        if self.once {
+            self.run_once(global, &config, options, &runtime)
+        } else {
+            serve_until_stopped(global, &config, options, runtime)
         }
-        let signal = crate::runtime::stop_signal(&runtime);
+    }
+
+    fn run_once(
+        &self,
+        global: &Global,
+        config: &Config,
+        options: Options,
+        runtime: &tokio::runtime::Runtime,
+    ) -> Result<(), RuntimeError> {
+        let signal = crate::runtime::stop_signal(runtime);
         let started = Instant::now();
-        let mut running = Running::start(&config, options, runtime.handle())?;
-        while !running.resume(&config)? && !running.has_failed() && !signal.is_finished() {
+        let mut recovery = serve::Recovery::new(global);
+        let mut running = Running::start(config, options, runtime.handle())?;
+        while !running.resume(config)? && !running.has_failed() && !signal.is_finished() {
+            recovery.show(&running, false);
             std::thread::sleep(RESUME_POLL);
         }
+        recovery.show(&running, true);
         // A new log begins with one record, the configuration.
         if running.recovered() > 1 {
             eprintln!(
@@ -69,14 +78,20 @@ impl Run {
             );
         }
         let before = running.handles.progress.streams();
+        let reading = Progress::new(global, "reading", Unit::Records);
         while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
+            if reading.is_shown() {
+                reading.set(accepted_since(&running, &before), None);
+            }
             std::thread::sleep(POLL);
         }
+        drop(reading);
+        let ending = Progress::new(global, "merging, delivering, committing", Unit::None);
         if !running.has_failed() && !signal.is_finished() {
             if self.is_final {
                 running.close_windows()?;
             }
-            running.maintain(&config);
+            running.maintain(config);
         }
         let delivered = running.wait_for_sinks(self.sinks_timeout, || signal.is_finished());
         let (handles, is_interrupted) = (running.handles.clone(), signal.is_finished());
@@ -85,6 +100,7 @@ impl Run {
         } else {
             running.stop()?;
         }
+        drop(ending);
         let summary = Summary::new(&handles, &before, started, is_interrupted);
         if global.format() == Format::Json && global.output.is_some() {
             output::write(&summary.to_json())?;
@@ -126,6 +142,24 @@ impl Run {
     }
 }
 
+fn serve_until_stopped(
+    global: &Global,
+    config: &Config,
+    options: Options,
+    runtime: tokio::runtime::Runtime,
+) -> Result<(), RuntimeError> {
+    // A folder in use is reported before a port in use.
+    drop(DataDir::create(&config.data)?.lock()?);
+    let listener = serve::bind(config)?;
+    let mut recovery = serve::Recovery::new(global);
+    let served = serve::serve(config, &listener, &runtime, options, |running, resumed| {
+        recovery.show(running, resumed);
+    });
+    // Do not wait for a body that is being decoded, or for a backup.
+    runtime.shutdown_timeout(serve::SHUTDOWN_TIMEOUT);
+    served
+}
+
 /// How often a starting run checks whether the log has been replayed.
 const RESUME_POLL: Duration = Duration::from_millis(5);
 
@@ -144,6 +178,17 @@ fn since(before: &Streams, name: &str, now: &Totals) -> Totals {
             .saturating_sub(before.abandoned_sessions),
         max_lateness: now.max_lateness,
     }
+}
+
+/// Records that all streams have accepted or rejected since `before`.
+fn accepted_since(running: &Running, before: &Streams) -> u64 {
+    let streams = running.handles.progress.streams();
+    let totals = streams
+        .iter()
+        .map(|(name, now)| since(before, name, &now.totals));
+    totals
+        .map(|totals| totals.events + totals.dead_letters)
+        .sum()
 }
 
 /// What a bounded run has done.

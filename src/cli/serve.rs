@@ -8,9 +8,14 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 
+use super::Global;
+use super::progress::{Progress, Unit};
 use crate::config::Config;
 use crate::runtime::data_dir::Address;
-use crate::runtime::{Options, POLL, Running, RuntimeError, stop_signal};
+use crate::runtime::notebooks::Notebooks;
+use crate::runtime::{
+    Options, POLL, Running, RuntimeError, metrics as runtime_metrics, stop_signal,
+};
 use crate::server::{Parts, Server};
 
 /// How often metrics are updated.
@@ -31,14 +36,47 @@ pub fn bind(config: &Config) -> Result<TcpListener, RuntimeError> {
     })
 }
 
-/// Runs until a signal; `tick` is called about every 50 ms. To install rebuilt views, everything
-/// stops and starts again while the port stays open; `options` are those of the first start.
+/// A bar of a start: while the folder is opened, then while the log's past is applied.
+pub struct Recovery<'a> {
+    global: &'a Global,
+    opening: Option<Progress>,
+    applying: Option<Progress>,
+}
+
+impl<'a> Recovery<'a> {
+    /// Of a folder that is about to be opened.
+    pub fn new(global: &'a Global) -> Self {
+        let opening = Progress::new(global, "opening the data folder", Unit::None);
+        Self {
+            global,
+            opening: Some(opening),
+            applying: None,
+        }
+    }
+
+    /// Shows how far it is, until it `has_resumed`.
+    pub fn show(&mut self, running: &Running, has_resumed: bool) {
+        self.opening = None;
+        // A new log begins with one record, the configuration.
+        if has_resumed || running.recovered() <= 1 {
+            self.applying = None;
+            return;
+        }
+        let new = || Progress::new(self.global, "applying the log", Unit::Records);
+        let applying = self.applying.get_or_insert_with(new);
+        applying.set(running.replayed(), Some(running.recovered()));
+    }
+}
+
+/// Runs until a signal; `tick` is called about every 50 ms, with whether the log's past has been
+/// applied. To install rebuilt views, everything stops and starts again while the port stays open;
+/// `options` are those of the first start.
 pub fn serve(
     config: &Config,
     listener: &TcpListener,
     runtime: &tokio::runtime::Runtime,
     mut options: Options,
-    mut tick: impl FnMut(&Running),
+    mut tick: impl FnMut(&Running, bool),
 ) -> Result<(), RuntimeError> {
     let signal = stop_signal(runtime);
     let metrics = PrometheusBuilder::new()
@@ -49,6 +87,7 @@ pub fn serve(
         .map(|builder| builder.idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_TIMEOUT)))
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|e| RuntimeError::Failed(format!("metrics: {e}")))?;
+    runtime_metrics::describe();
     loop {
         let own_listener = listener
             .try_clone()
@@ -77,7 +116,7 @@ fn serve_once(
     options: Options,
     metrics: &PrometheusHandle,
     is_signalled: &dyn Fn() -> bool,
-    tick: &mut dyn FnMut(&Running),
+    tick: &mut dyn FnMut(&Running, bool),
 ) -> Result<bool, RuntimeError> {
     let mut running = start(config, options, runtime)?;
     let http = listener
@@ -100,16 +139,19 @@ fn serve_once(
         tracing::warn!(%error, "verbs do not find this server until its address can be written; HTTP answers");
     }
     tracing::info!(address = %http, "ready");
-    let mut since_metrics = METRICS_INTERVAL;
+    let (mut since_metrics, mut has_resumed) = (METRICS_INTERVAL, false);
     while !is_signalled()
         && !running.has_failed()
         && !server.has_ended()
         && !restart.load(Ordering::Acquire)
     {
-        if running.resume(config)? && config.server.ingest {
-            server.open_intake(running.ingest()?);
+        if running.resume(config)? {
+            has_resumed = true;
+            if config.server.ingest {
+                server.open_intake(running.ingest()?);
+            }
         }
-        tick(&running);
+        tick(&running, has_resumed);
         since_metrics += POLL;
         if since_metrics >= METRICS_INTERVAL {
             if published.is_err() {
@@ -166,6 +208,9 @@ fn parts(
         sinks: running.sink_controls(),
         backup: running.backup(config),
         backups: config.server.backups.clone(),
+        notebooks: Arc::new(Notebooks::new(running.folder.notebooks())),
+        resources: running.resources.clone(),
+        configuration: config.shown(),
         folder_key: address.key.clone(),
         restart: restart.clone(),
         body_bytes: config.limits.body,
@@ -204,8 +249,12 @@ fn stop(
 /// Refuses a secret that others can write, and warns of one that they can read.
 fn check_permissions(path: &std::path::Path, secret: &str) -> Result<(), RuntimeError> {
     use std::os::unix::fs::PermissionsExt;
-    let metadata = std::fs::metadata(path)
-        .map_err(|e| RuntimeError::Config(format!("{}: {e}", path.display())))?;
+    let metadata = std::fs::metadata(path).map_err(|e| {
+        let path = path.display();
+        RuntimeError::Config(format!(
+            "{path}: {e}; {secret} must be a file that this user may read"
+        ))
+    })?;
     let mode = metadata.permissions().mode();
     if mode & 0o022 != 0 {
         let path = path.display();

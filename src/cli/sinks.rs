@@ -20,9 +20,13 @@ enum Action {
     /// Lists the sinks with their state, cursor and lag.
     List,
     /// Stops a sink until it is resumed; rows wait in its tables.
-    Pause { name: String },
+    Pause {
+        /// The sink.
+        name: String,
+    },
     /// Continues a sink that was paused or has halted.
     Resume {
+        /// The sink.
         name: String,
         /// Remove the rows that its target has refused (`weir.sink_dead_letters`).
         #[arg(long)]
@@ -30,6 +34,7 @@ enum Action {
     },
     /// Sends rows again from an earlier record, or skips to a later one.
     Reset {
+        /// The sink.
         name: String,
         /// After which record it continues: `earliest`, `latest` or an LSN.
         #[arg(long, value_name = "LSN")]

@@ -58,7 +58,12 @@ struct Case {
 /// The records of a file, read as by the stream's source for this file, else as by its sources of
 /// files.
 fn read(config: &Config, stream: &Arc<Stream>, path: &Path) -> Result<Vec<Vec<u8>>, RuntimeError> {
-    let wrong = |e: std::io::Error| RuntimeError::Config(format!("{}: {e}", path.display()));
+    let wrong = |e: std::io::Error| {
+        let path = path.display();
+        RuntimeError::Config(format!(
+            "{path}: {e}; name a file of JSON records, also compressed"
+        ))
+    };
     let sources = || {
         config
             .sources
@@ -178,10 +183,9 @@ impl Test {
 
 fn name_or_first(catalog: &Catalog, stream: Option<&String>) -> Result<String, RuntimeError> {
     let first = || catalog.streams.keys().next().cloned();
-    stream
-        .cloned()
-        .or_else(first)
-        .ok_or_else(|| RuntimeError::Config("no stream is declared".into()))
+    stream.cloned().or_else(first).ok_or_else(|| {
+        RuntimeError::Config("no stream is declared; add a table [streams.NAME]".into())
+    })
 }
 
 fn stream_of<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, RuntimeError> {
@@ -194,10 +198,14 @@ fn stream_of<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, Ru
 /// Runs the cases of a suite, and prints a line for each.
 fn run_suite(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
     let wrong = |e: String| RuntimeError::Config(format!("{}: {e}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| wrong(format!("{e}; name a file with [[test]] tables")))?;
     let suite: Suite = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
     if suite.test.is_empty() {
-        return Err(wrong("no [[test]] is declared".into()));
+        return Err(wrong(
+            "no [[test]] is declared; add one with `name`, `records` or `file`, and `expect`"
+                .into(),
+        ));
     }
     let mut failed = 0;
     for case in &suite.test {

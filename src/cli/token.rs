@@ -44,7 +44,10 @@ impl Token {
             .mode(0o600)
             .open(file)
             .and_then(|mut f| f.write_all(line.as_bytes()).and_then(|()| f.sync_all()))
-            .map_err(|e| RuntimeError::Failed(format!("{}: {e}", file.display())))?;
+            .map_err(|e| {
+                let file = file.display();
+                RuntimeError::Failed(format!("{file}: {e}; name another file with --file"))
+            })?;
         eprintln!(
             "weir: its hash is in {}; the token itself is not shown again",
             file.display()

@@ -333,7 +333,7 @@ impl TopicProducer {
         if self.shown_at.elapsed() >= PROGRESS_INTERVAL {
             self.shown_at = Instant::now();
             let delivered = self.producer.context().counts().delivered;
-            eprintln!("weir: {delivered} records delivered");
+            crate::cli::progress::line(&format!("weir: {delivered} records delivered"));
         }
     }
 

@@ -3,7 +3,7 @@
 
 mod kafka;
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use std::time::Duration;
 use clap::Args;
 
 use self::kafka::{TopicAddress, TopicProducer};
-use super::{output, tokio_runtime};
+use super::progress::{Progress, Unit, line};
+use super::{Global, output, tokio_runtime};
 use crate::generator::PATH;
 use crate::runtime::RuntimeError;
 use crate::server::upstream::{History, Upstream};
@@ -41,6 +42,18 @@ pub struct Destination {
     serve: Option<SocketAddr>,
 }
 
+impl Destination {
+    /// A bar, unless the records themselves go to the terminal.
+    pub fn progress(&self, global: &Global, what: &str, unit: Unit) -> Progress {
+        let is_stdout =
+            self.file.is_none() && self.to.is_none() && self.post.is_none() && self.serve.is_none();
+        if is_stdout && std::io::stdout().is_terminal() {
+            return Progress::hidden();
+        }
+        Progress::new(global, what, unit)
+    }
+}
+
 /// Where records are written.
 pub enum Output {
     Writer(BufWriter<Box<dyn Write>>),
@@ -66,7 +79,7 @@ impl Output {
             let (runtime, upstream) = (tokio_runtime()?, Upstream::new(history));
             let bound = runtime
                 .block_on(upstream.clone().serve(address, PATH))
-                .map_err(|e| failed(format!("{address}: {e}")))?;
+                .map_err(|e| failed(format!("{address}: {e}; choose another port")))?;
             eprintln!("weir: serving ws://{bound}{PATH} and http://{bound}{PATH}");
             return Ok(Self::Serve { upstream, runtime });
         }
@@ -91,7 +104,7 @@ impl Output {
         let writer: Box<dyn Write> = match &to.file {
             Some(path) => Box::new(
                 std::fs::File::create(path)
-                    .map_err(|e| failed(format!("{}: {e}", path.display())))?,
+                    .map_err(|e| failed(format!("{}: {e}; name another file", path.display())))?,
             ),
             None => Box::new(std::io::stdout()),
         };
@@ -152,7 +165,7 @@ impl Output {
         if let Self::Kafka(sink) = self {
             let report = sink.finish();
             let report = report.map_err(|e| RuntimeError::Failed(e.to_string()))?;
-            eprintln!("weir: {report}");
+            line(&format!("weir: {report}"));
             return Ok(());
         }
         self.flush()?;
@@ -185,8 +198,11 @@ impl Output {
                         .body(body);
                     request.send().await?.error_for_status()
                 });
-                sent.map(drop)
-                    .map_err(|e| RuntimeError::Failed(e.to_string()))
+                sent.map(drop).map_err(|e| {
+                    RuntimeError::Failed(format!(
+                        "{e}; check that a server listens there and accepts these records, for example by `weir status`"
+                    ))
+                })
             }
         }
     }
