@@ -88,7 +88,7 @@
 //! | `src/threads.rs` | panics of threads; the pace at which long work yields the CPU |
 //! | `src/bounds.rs` | bounds on remembered texts of records |
 //! | `src/idempotency.rs` | answers under idempotency keys: a bounded table that the log's writer and the operators fill alike |
-//! | `src/config` | the file as typed, checked once into what it means; `src/config/raw.rs` is the file, `src/config/sources.rs`, `src/config/stream.rs` and `src/config/declarations.rs` check it, `src/config/limits.rs` has the table of limits, `src/config/units.rs` reads durations, sizes and times, `src/config/location.rs` points into the text |
+//! | `src/config` | the file as typed, checked once into what it means, shown by `src/config/shown.rs` without secrets; `src/config/raw.rs` is the file, `src/config/sources.rs`, `src/config/stream.rs` and `src/config/declarations.rs` check it, `src/config/limits.rs` has the table of limits, `src/config/units.rs` reads durations, sizes and times, `src/config/location.rs` points into the text, `src/config/machine.rs` asks the system for its memory |
 //! | `src/presets` | ready-made stream declarations |
 //! | `src/schema` | a declaration → Arrow schema, `select` and `require` planned once; `src/schema/stream` compiles a stream, `src/schema/window` and `src/schema/entity.rs` plan windows and entity tables, `src/schema/window/assigner.rs` has their arithmetic, `src/schema/plan_error.rs` locates errors in SQL; Weir's own SQL is in `src/schema/bounds` (limits of statements), `src/schema/dialect.rs`, `src/schema/rules.rs` and `src/schema/functions` |
 //! | `src/sources` | files, standard input, websockets, Kafka (`src/sources/kafka`), open and repeated requests (`src/sources/http`); `src/sources/compression.rs` decompresses, `src/sources/lines.rs` splits records (`src/sources/lines/chunks.rs` those of a stream), `src/sources/push.rs` has what sources share to which a server sends, `src/sources/batcher.rs` puts records into frames; HTTP intake is `src/server/intake.rs` |
@@ -101,13 +101,15 @@
 //! | `src/views/search` | full-text search in tantivy; `src/views/search/rows` stores the rows of hits |
 //! | `src/views/places` | venues on the unit sphere, event–venue edges with their dates |
 //! | `src/views/counts` | events per type, group and second |
-//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/handles.rs` holds the views that are read, `src/query/progress.rs` how far operators are, `src/query/system_tables.rs` is `weir.*`; `src/query/derived_tables.rs` adds open windows and sessions; a query is admitted by `src/query/admission.rs`, runs on threads of its own (`src/query/query_threads.rs`), under a plan that can be cancelled (`src/query/cancellation.rs`) and whose operators get bounded input (`src/query/bounded_input.rs`); `src/query/encode` serializes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring |
+//! | `src/query` | one snapshot of live and committed state: SQL, count, search, nearby, windows, each with `as_of`; `src/query/handles.rs` holds the views that are read, `src/query/progress.rs` how far operators are, `src/query/system_tables.rs` is `weir.*`; `src/query/derived_tables.rs` adds open windows and sessions; a query is admitted by `src/query/admission.rs`, runs on threads of its own (`src/query/query_threads.rs`), under a plan that can be cancelled (`src/query/cancellation.rs`) and whose operators get bounded input (`src/query/bounded_input.rs`); `src/query/encode` serializes answers into `src/query/spool.rs`; `src/query/live.rs` follows the ring; `src/query/overview` derives the panels of the overview from a declaration and computes them |
 //! | `src/sinks` | rows of tables to Kafka, PostgreSQL, webhooks and Elasticsearch: `src/sinks/reader.rs` reads them above a cursor (`src/sinks/cursor.rs`), `src/sinks/worker.rs` delivers them to a `Target` (`src/sinks/mod.rs`) |
-//! | `src/server` | HTTP: `src/server/routes.rs`, intake, queries, live rows, the dashboard (`src/server/page.rs`); `src/server/guard.rs` authenticates, `src/server/connections.rs` and `src/server/receive.rs` limit what a client holds; `src/server/upstream.rs` serves a stream by websocket, NDJSON and server-sent events |
-//! | `src/runtime` | the composition root: `src/runtime/startup.rs` opens a folder, `src/runtime/recovery.rs` decides where recovery starts, `src/runtime/startup/plan.rs` decides in which steps, `src/runtime/reconfigure.rs` which changes of the configuration are possible (tried first by `src/runtime/trial.rs`), `src/runtime/pipeline.rs` runs the operators, `src/runtime/source_threads.rs` and `src/runtime/sink_threads.rs` sources and sinks, `src/runtime/snapshots.rs` saves the operators, `src/runtime/views.rs` opens the views, `src/runtime/query_service.rs` answers, `src/runtime/shutdown.rs` stops them in order; `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild` (applies declarations to past records), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
-//! | `src/cli` | the verbs, most in a file of their own (`src/cli/query.rs` has those that only ask, `src/cli/generate.rs` also `replay`); beside them `src/cli/destination` (where generated records go), `src/cli/client.rs` (the running server or the folder answers), `src/cli/output.rs`, `src/cli/serve.rs` and `src/cli/tls.rs` |
+//! | `src/server` | HTTP: `src/server/routes.rs`, intake, queries, live rows, the overview (`src/server/overview`: computed once for all its clients), notebooks, the page (`src/server/page.rs`, its scripts in `src/server/dashboard`); `src/server/guard.rs` authenticates, `src/server/connections.rs` and `src/server/receive.rs` limit what a client holds; `src/server/upstream.rs` serves a stream by websocket, NDJSON and server-sent events |
+//! | `src/runtime` | the composition root: `src/runtime/startup.rs` opens a folder, `src/runtime/recovery.rs` decides where recovery starts, `src/runtime/startup/plan.rs` decides in which steps, `src/runtime/reconfigure.rs` which changes of the configuration are possible (tried first by `src/runtime/trial.rs`), `src/runtime/pipeline.rs` runs the operators, `src/runtime/source_threads.rs` and `src/runtime/sink_threads.rs` sources and sinks, `src/runtime/snapshots.rs` saves the operators, `src/runtime/views.rs` opens the views, `src/runtime/query_service.rs` answers, `src/runtime/shutdown.rs` stops them in order; `src/runtime/maintenance.rs` (merges, retention, disk limit), `src/runtime/reserve.rs` (space to recover from a full disk), `src/runtime/backup.rs`, `src/runtime/idle_ticker.rs`, `src/runtime/dead_letter_retry.rs`, `src/runtime/rebuild` (applies declarations to past records), `src/runtime/dry_run.rs` (records without a data folder), `src/runtime/notebooks.rs` (saved queries), `src/runtime/resources.rs` (what disk and memory go to), `src/runtime/notes.rs` and `src/runtime/disorder.rs` (advice on the configuration) |
+//! | `src/infer` | observed records → a declaration to start from, for `weir try`: `src/infer/profile.rs` counts what is seen, `src/infer/columns.rs` types it, `src/infer/event_time.rs` and `src/infer/roles.rs` guess what columns are for, `src/infer/render.rs` writes the file; `src/sources/sample.rs` reads the sample |
+//! | `src/cli` | the verbs, most in a file of their own (`src/cli/query.rs` has those that only ask, `src/cli/generate.rs` also `replay`); beside them `src/cli/destination` (where generated records go), `src/cli/client.rs` (the running server or the folder answers), `src/cli/output.rs`, `src/cli/serve.rs` and `src/cli/tls.rs`; `src/cli/prompt` is the prompt of `weir sql`, `src/cli/top` asks a server and draws (`src/cli/top/model.rs` and `src/cli/top/view.rs` are pure), `src/cli/examples.rs` has the examples of `--help` and manual pages, `src/cli/progress.rs` the bars |
 //! | `src/generator` | faithful and hostile records, recordings, the demo |
 //! | `src/testing` | a disk that fails on demand |
+//! | `src/reference` | renders `docs/reference` from the code; only tests build it |
 //! | `tests/main.rs` | all integration tests, one binary |
 //!
 //! # Invariants
@@ -146,11 +148,14 @@ pub mod event;
 pub mod generator;
 pub(crate) mod idempotency;
 pub mod ids;
+pub(crate) mod infer;
 pub mod ingest;
 pub mod message;
 pub mod operators;
 pub(crate) mod presets;
 pub mod query;
+#[cfg(test)]
+mod reference;
 pub mod runtime;
 pub mod schema;
 pub(crate) mod server;

@@ -80,6 +80,7 @@ fn a_result_over_its_limit_names_it_in_every_format() {
         ("ndjson", vec![&*long_names, escapes, &*nested, long]),
         ("csv", vec![&*nested, long]),
         ("arrow", vec![long]),
+        ("parquet", vec![long]),
     ] {
         for query in queries {
             let answer = sql(&server, query, format);

@@ -154,7 +154,7 @@ fn elements_of_a_member_are_records_and_reading_resumes_among_them() {
     folder.run_once();
     let before = folder.number("select count(*) from a");
     assert!((1_000..2_000).contains(&before), "{before}");
-    for complete in [text.clone(), text.clone() + &more] {
+    for complete in [text.clone(), text.clone() + more.as_str()] {
         folder.write("in.json", complete.as_bytes());
         folder.run_once();
     }
@@ -163,7 +163,7 @@ fn elements_of_a_member_are_records_and_reading_resumes_among_them() {
         found.iter().map(|(n, _)| *n).collect::<Vec<_>>(),
         (0..3_010).collect::<Vec<u64>>()
     );
-    let complete = text + &more;
+    let complete = text + more.as_str();
     for (n, offset) in found {
         assert!(
             complete[offset as usize..].starts_with(&record(n as usize)),

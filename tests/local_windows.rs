@@ -176,7 +176,7 @@ sql = """select window_start, window_end, count(*) as n
 "#
         )
     };
-    let windows = window("zoned", ", 'Europe/Berlin'") + &window("other", "");
+    let windows = window("zoned", ", 'Europe/Berlin'") + window("other", "").as_str();
     let now = catalog(&format!("{STREAM}{windows}"));
     let mut declared = now.declarations();
     declared.zone_data = "2001a".into();

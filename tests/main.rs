@@ -2,11 +2,15 @@
 //! with a recount of its own.
 
 mod answers;
+mod browser;
+mod configuration;
 mod connections;
 mod crash;
 mod damage;
 #[cfg(target_os = "linux")]
 mod disk;
+mod documentation;
+mod examples;
 mod files;
 mod formats;
 mod full_disk;
@@ -19,8 +23,11 @@ mod live;
 mod local_windows;
 mod log;
 mod names;
+mod notebooks;
 mod operations;
 mod order;
+mod overview;
+mod packaging;
 mod panics;
 mod partition;
 mod pruning;
@@ -38,8 +45,10 @@ mod sql_bounds;
 mod streams;
 mod support;
 mod tables;
+mod terminal;
 mod tidy;
 mod time;
+mod tryout;
 mod values;
 mod views;
 mod web_server;

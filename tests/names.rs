@@ -352,7 +352,7 @@ fn configurations_that_check_accepts_can_be_created_committed_and_reopened() {
         let window = WINDOW.replace("COLUMN", &format!("a as {}", quoted(&of_window)));
         let table = TABLE.replace("key = \"id\"", "key = \"a\"");
         let table = table.replace("SELECT", &format!("a, s, a as {}", quoted(&of_entity)));
-        let more = window + &table;
+        let more = window + table.as_str();
         let text = stream(
             &format!("a varchar, s struct<{}>", fields.join(", ")),
             &select,

@@ -129,7 +129,7 @@ fn kills_while_a_file_is_sorted_and_ingested_lose_and_duplicate_nothing() {
         "type = \"file\"\n",
         "type = \"file\"\norder = 'event_time'\n",
     );
-    folder.configure(&(limits + &source));
+    folder.configure(&(limits + source.as_str()));
     folder.write("in.ndjson", &ndjson(&all));
     let spilled = folder.path("data/sort");
     let (mut numbers, mut met) = (Lcg(11), 0);

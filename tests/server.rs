@@ -310,7 +310,8 @@ fn sql_only_reads_and_every_route_answers() {
         "/metrics",
         "/openapi.json",
         "/",
-        "/app.js",
+        "/assets/app.js",
+        "/assets/plotly.js",
         "/api/v1/status",
     ] {
         assert_eq!(server.get(route).0, 200, "{route}");
@@ -461,7 +462,7 @@ fn the_commands_that_the_demo_shows_work_when_pasted() {
 const TLS: &str = include_str!("../testdata/rsvps_tls.toml");
 
 /// Makes a token in the file `tokens`.
-fn token(folder: &TestFolder, kind: &[&str]) -> String {
+pub fn token(folder: &TestFolder, kind: &[&str]) -> String {
     let file = folder.path("tokens");
     let file = ["token", "create", "--file", file.to_str().expect("text")];
     let output = weir()
