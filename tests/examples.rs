@@ -429,8 +429,8 @@ allow_private = true
     let server = crate::kafka::server(&folder);
     let mut missing: Vec<String> = Vec::new();
     wait_until("every metric is there", || {
-        let shown = server.get("/metrics").1.to_string();
-        let shown: Vec<&str> = metrics_in(&shown).collect();
+        let text = server.get("/metrics").1;
+        let shown: Vec<&str> = metrics_in(text.as_str().unwrap_or_default()).collect();
         let is_missing = |name: &&String| !shown.contains(&name.as_str());
         let before = std::mem::take(&mut missing);
         missing = named.iter().filter(is_missing).cloned().collect();
