@@ -248,10 +248,8 @@ fn figures() {
         return;
     };
     let minutes = std::env::var("WEIR_PAGE_MINUTES").map_or(4, |m| m.parse().expect("minutes"));
-    open(&browser, &server, "#/overview");
-    let opened = Instant::now();
-    browser.wait("document.querySelector('#latest tbody tr[data-lsn]')");
-    let first_data = opened.elapsed();
+    let loads = [(); 3].map(|()| first_data(&browser, &server));
+    let first_data = loads.into_iter().min().expect("three");
     let url = format!("http://{}/api/v1/streams/rsvps/events", server.address);
     let mut load = folder
         .command(&[
@@ -276,6 +274,15 @@ fn figures() {
     assert!(appeared <= Duration::from_secs(2), "{appeared:?}");
     assert!(growth <= 1.1, "the heap grew by a factor of {growth}");
     server.stop();
+}
+
+/// The time from a load of the overview until it shows rows.
+fn first_data(browser: &Browser, server: &Server) -> Duration {
+    browser.open("about:blank");
+    open(browser, server, "#/overview");
+    let opened = Instant::now();
+    browser.wait("document.querySelector('#latest tbody tr[data-lsn]')");
+    opened.elapsed()
 }
 
 /// The time from a record's acknowledgement until search's newest hit on the page is it.
