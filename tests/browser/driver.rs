@@ -1,13 +1,18 @@
 //! A Chromium that Debian's chromedriver starts, with what a test asks of a page: what it shows,
 //! what it logged, and what it requested.
+//!
+//! Speaks W3C WebDriver (<https://www.w3.org/TR/webdriver2/>) directly. A client library would
+//! turn on features of shared libraries (thirtyfour: `serde_json/preserve_order`), so that the
+//! tests would run another program than the one that is shipped.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use thirtyfour::prelude::*;
-use thirtyfour::{LoggingPrefsLogLevel, WebDriver};
 use tokio::runtime::Runtime;
 
 use crate::support::wait_until;
@@ -18,7 +23,9 @@ static TURN: Mutex<()> = Mutex::new(());
 /// A browser with one tab, closed when it is dropped.
 pub struct Browser {
     runtime: Runtime,
-    tab: Option<WebDriver>,
+    client: Client,
+    /// The address of the session's commands.
+    session: String,
     driver: Child,
     _turn: MutexGuard<'static, ()>,
 }
@@ -32,18 +39,23 @@ pub fn start(width: u32, height: u32) -> Option<Browser> {
         eprintln!("skipped: apt install chromium chromium-driver");
         return None;
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    let tab = runtime.block_on(WebDriver::new(&url, capabilities(width, height)));
-    Some(Browser {
+    let client = Client::builder().no_proxy().build().expect("a client");
+    let mut browser = Browser {
         runtime,
-        tab: Some(tab.expect("a tab")),
+        client,
+        session: format!("{url}/session"),
         driver,
         _turn: turn,
-    })
+    };
+    let wanted = json!({"capabilities": {"alwaysMatch": capabilities(width, height)}});
+    let opened = browser.send("", wanted).expect("a session");
+    let id = opened["sessionId"].as_str().expect("an id");
+    browser.session = format!("{}/{id}", browser.session);
+    Some(browser)
 }
 
 /// Starts chromedriver on a free port, which it prints.
@@ -65,61 +77,90 @@ fn start_driver() -> Option<(Child, String)> {
     None
 }
 
-fn capabilities(width: u32, height: u32) -> Capabilities {
-    let mut wanted = DesiredCapabilities::chrome();
-    let size = format!("--window-size={width},{height}");
-    // The sandbox does not work for root, and /dev/shm is small in containers.
-    let arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"];
-    for argument in arguments.into_iter().chain([size.as_str()]) {
-        wanted.add_arg(argument).expect("an argument");
-    }
-    for log in ["browser", "performance"] {
-        wanted
-            .set_logging_prefs(log, LoggingPrefsLogLevel::All)
-            .expect("a log");
-    }
-    wanted.into()
+fn capabilities(width: u32, height: u32) -> Value {
+    json!({
+        "browserName": "chrome",
+        "goog:chromeOptions": {"args": [
+            "--headless=new",
+            // The sandbox does not work for root, and /dev/shm is small in containers.
+            "--no-sandbox",
+            "--disable-dev-shm-usage",
+            format!("--window-size={width},{height}"),
+        ]},
+        "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+    })
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        if let Some(tab) = self.tab.take() {
-            let _ = self.runtime.block_on(tab.quit());
-        }
+        let _ = self.command(Method::DELETE, "", None);
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
 }
 
 impl Browser {
-    fn tab(&self) -> &WebDriver {
-        self.tab.as_ref().expect("it is open")
+    /// Sends a command of the session, and returns its value or its error.
+    fn command(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, String> {
+        let mut request = self
+            .client
+            .request(method, format!("{}{path}", self.session));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = self.runtime.block_on(async {
+            let answer = request.send().await?;
+            answer.json::<Value>().await
+        });
+        let mut answer = answer.map_err(|error| format!("chromedriver: {error}"))?;
+        let value = answer["value"].take();
+        match value.get("error") {
+            Some(Value::String(error)) => Err(format!("{error}: {}", value["message"])),
+            _ => Ok(value),
+        }
+    }
+
+    fn send(&self, path: &str, body: Value) -> Result<Value, String> {
+        self.command(Method::POST, path, Some(body))
+    }
+
+    /// Runs a script in the page; `kind` is `sync` or `async`.
+    fn execute(&self, kind: &str, script: &str) -> Value {
+        self.send(
+            &format!("/execute/{kind}"),
+            json!({"script": script, "args": []}),
+        )
+        .unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
+    /// The entries of a log since the last call.
+    fn log(&self, kind: &str) -> Vec<Value> {
+        match self.send("/se/log", json!({ "type": kind })) {
+            Ok(Value::Array(entries)) => entries,
+            other => panic!("the log {kind}: {other:?}"),
+        }
+    }
+
+    /// A command of Chromium's own protocol.
+    fn devtools(&self, command: &str, parameters: Value) -> Value {
+        let body = json!({"cmd": command, "params": parameters});
+        self.send("/goog/cdp/execute", body)
+            .unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     pub fn open(&self, url: &str) {
-        self.runtime
-            .block_on(self.tab().goto(url))
+        self.send("/url", json!({ "url": url }))
             .expect("the page loads");
     }
 
     /// What an expression has as its value in the page.
     pub fn value(&self, expression: &str) -> Value {
-        let script = format!("return {expression};");
-        let value = self
-            .runtime
-            .block_on(self.tab().execute(script, Vec::new()));
-        value
-            .unwrap_or_else(|error| panic!("{expression}: {error}"))
-            .json()
-            .clone()
+        self.execute("sync", &format!("return {expression};"))
     }
 
     /// Runs statements in the page.
     pub fn run(&self, script: &str) {
-        let done = self
-            .runtime
-            .block_on(self.tab().execute(script, Vec::new()));
-        done.unwrap_or_else(|error| panic!("{script}: {error}"));
+        self.execute("sync", script);
     }
 
     /// Waits until an expression is true in the page.
@@ -140,18 +181,17 @@ impl Browser {
 
     /// Errors in the console since the last call.
     pub fn console_errors(&self) -> Vec<String> {
-        let entries = self.runtime.block_on(self.tab().get_log("browser"));
-        let entries = entries.expect("the browser's log").into_iter();
-        let errors = entries.filter(|entry| entry.level == "SEVERE");
-        errors.map(|entry| entry.message).collect()
+        let errors = self.log("browser").into_iter();
+        let errors = errors.filter(|entry| entry["level"] == "SEVERE");
+        errors.map(|entry| entry["message"].to_string()).collect()
     }
 
     /// Addresses that the page requested since the last call.
     pub fn requests(&self) -> Vec<String> {
-        let entries = self.runtime.block_on(self.tab().get_log("performance"));
         let mut urls = Vec::new();
-        for entry in entries.expect("the performance log") {
-            let entry: Value = serde_json::from_str(&entry.message).expect("JSON");
+        for entry in self.log("performance") {
+            let entry = entry["message"].as_str().expect("a message");
+            let entry: Value = serde_json::from_str(entry).expect("JSON");
             let message = &entry["message"];
             if message["method"] == "Network.requestWillBeSent" {
                 let url = message["params"]["request"]["url"].as_str();
@@ -163,20 +203,15 @@ impl Browser {
 
     /// Bytes of the script's heap after a collection.
     pub fn heap_bytes(&self) -> f64 {
-        let devtools = self.tab().cdp();
-        let collected = devtools.send_raw("HeapProfiler.collectGarbage", json!({}));
-        self.runtime.block_on(collected).expect("a collection");
-        let usage = devtools.send_raw("Runtime.getHeapUsage", json!({}));
-        let usage = self.runtime.block_on(usage).expect("the heap's use");
+        self.devtools("HeapProfiler.collectGarbage", json!({}));
+        let usage = self.devtools("Runtime.getHeapUsage", json!({}));
         usage["usedSize"].as_f64().expect("a number")
     }
 
     /// Light or dark, as a reader prefers it.
     pub fn prefer(&self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        let set = self.tab().cdp();
-        let set = set.send_raw("Emulation.setEmulatedMedia", features);
-        self.runtime.block_on(set).expect("a preference");
+        self.devtools("Emulation.setEmulatedMedia", features);
     }
 
     /// Serious faults that axe-core finds in the page, one line each.
@@ -185,9 +220,7 @@ impl Browser {
         let script = "const done = arguments[arguments.length - 1];
             axe.run(document, { resultTypes: ['violations'] })
                 .then((found) => done(found.violations), (error) => done(String(error)));";
-        let found = self.tab().execute_async(script, Vec::new());
-        let found = self.runtime.block_on(found).expect("axe runs");
-        let found = found.json().clone();
+        let found = self.execute("async", script);
         let faults = found.as_array().unwrap_or_else(|| panic!("{found}"));
         let serious =
             |fault: &&Value| fault["impact"] == "serious" || fault["impact"] == "critical";
@@ -197,7 +230,9 @@ impl Browser {
 
     /// Writes a picture of what is shown.
     pub fn screenshot(&self, path: &std::path::Path) {
-        let written = self.runtime.block_on(self.tab().screenshot(path));
-        written.expect("a picture");
+        let picture = self.command(Method::GET, "/screenshot", None);
+        let picture = picture.expect("a picture");
+        let picture = BASE64_STANDARD.decode(picture.as_str().expect("base64"));
+        std::fs::write(path, picture.expect("base64")).expect("the picture is written");
     }
 }
