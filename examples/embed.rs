@@ -8,7 +8,8 @@
 //! Everything here is the public API: `weir::config` checks a configuration, `Running` of
 //! `weir::runtime` is a data folder at work, `weir::ingest` takes records in. `cargo doc --open`
 //! describes them. A program that reads sources over TLS also installs a provider for `rustls`, as
-//! `weir::cli::main` does.
+//! `weir::cli::main` does. Opening a data folder sets the umask of the process to 077: the libraries
+//! that write the lake have no setting for the permissions of their files.
 
 use std::error::Error;
 use std::path::Path;

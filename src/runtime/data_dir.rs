@@ -45,7 +45,8 @@ pub struct Address {
 pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File);
 
 impl DataDir {
-    /// The folder, created if it does not exist.
+    /// The folder, created if it does not exist. From then on all files that the process creates are
+    /// accessible to its user only.
     pub fn create(root: &Path) -> Result<Self, RuntimeError> {
         let failed = |e: std::io::Error| {
             RuntimeError::Failed(format!(
