@@ -25,6 +25,16 @@ type = "http_poll"
 url = "http://127.0.0.1:1/feed?key=SECRET-1"
 stream = "rsvps"
 headers = { authorization = "Bearer SECRET-2", x-file = { file = "key.txt" } }
+[[sources]]
+name = "socket"
+type = "websocket"
+url = "ws://user:SECRET-6@127.0.0.1:1/socket?token=SECRET-7"
+stream = "rsvps"
+[[sources]]
+name = "open"
+type = "http_stream"
+url = "http://127.0.0.1:1/open?key=SECRET-8"
+stream = "rsvps"
 [[sinks]]
 name = "hook"
 type = "http"
@@ -95,6 +105,23 @@ fn the_configuration_in_force_is_shown_with_origins_and_without_secrets() {
     assert_eq!(source["headers"], headers);
     assert_eq!(shown["sinks"][0]["url"], "http://127.0.0.1:1/hidden");
     assert_eq!(shown["sinks"][0]["secret_file"], "key.txt");
+    wait_until("each source says why it waits", || {
+        let sources = server.get("/api/v1/status").1["sources"].clone();
+        ["feed", "socket", "open"].iter().all(|name| {
+            let found = sources.as_array().into_iter().flatten();
+            let mut found = found.filter(|source| source["source"] == *name);
+            found.any(|source| source["reason"].to_string().contains("127.0.0.1:1"))
+        })
+    });
+    let sources = json!({"sql": "select * from weir.sources"}).to_string();
+    for (status, answer) in [
+        server.get("/api/v1/status"),
+        server.get("/readyz"),
+        server.request("POST", "/api/v1/sql", &[], sources.as_bytes()),
+    ] {
+        assert_eq!(status, 200, "{answer}");
+        assert!(!answer.to_string().contains("SECRET"), "{answer}");
+    }
     server.stop();
 }
 

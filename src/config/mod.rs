@@ -4,6 +4,7 @@
 //! `schema` checks declarations against SQL; everything that can be checked without it is checked
 //! here.
 
+mod address;
 mod avro;
 mod declarations;
 mod environment;
@@ -26,6 +27,7 @@ pub mod zone;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
+pub use address::public_address;
 pub(crate) use avro::{MessageFormat, RegistryDef};
 use environment::Environment;
 use error::with_next_step;

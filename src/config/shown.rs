@@ -4,11 +4,10 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::address::{HIDDEN, with_parameters};
 use super::units::{Size, Span};
 use super::{Config, environment, process_environment};
 
-/// What is shown in place of a secret.
-const HIDDEN: &str = "hidden";
 /// Keys of sources and sinks whose values may hold secrets: only their structure is shown.
 const SECRET_KEYS: [&str; 1] = ["headers"];
 /// Keys whose values are addresses, which may hold secrets in some of their parts.
@@ -195,7 +194,7 @@ fn shown_sink(sink: &toml::Value) -> Value {
 fn shown_value(key: &str, value: &toml::Value) -> Value {
     let is = |keys: &[&str]| keys.contains(&key);
     match value {
-        toml::Value::String(address) if is(&ADDRESS_KEYS) => shown_address(address).into(),
+        toml::Value::String(address) if is(&ADDRESS_KEYS) => with_parameters(address).into(),
         toml::Value::Table(headers) if is(&SECRET_KEYS) => {
             let shown = |(name, value): (&String, &toml::Value)| {
                 let file = value.get("file").and_then(toml::Value::as_str);
@@ -212,57 +211,9 @@ fn shown_value(key: &str, value: &toml::Value) -> Value {
     }
 }
 
-/// An address without user, password, fragment, and the values of its parameters.
-fn shown_address(address: &str) -> String {
-    let (address, _) = address.split_once('#').unwrap_or((address, ""));
-    let (place, query) = match address.split_once('?') {
-        Some((place, query)) => (place, Some(query)),
-        None => (address, None),
-    };
-    let (scheme, rest) = place.split_once("://").unwrap_or(("", place));
-    let (authority, path) = match rest.find('/') {
-        Some(at) => rest.split_at(at),
-        None => (rest, ""),
-    };
-    let mut shown = String::new();
-    if !scheme.is_empty() {
-        shown = format!("{scheme}://");
-    }
-    match authority.rsplit_once('@') {
-        Some((_, host)) => shown += &format!("{HIDDEN}@{host}"),
-        None => shown += authority,
-    }
-    shown += path;
-    for (n, parameter) in query.into_iter().flat_map(|q| q.split('&')).enumerate() {
-        shown.push(if n == 0 { '?' } else { '&' });
-        match parameter.split_once('=') {
-            Some((name, _)) => shown += &format!("{name}={HIDDEN}"),
-            None => shown += HIDDEN,
-        }
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_shown_without_what_may_be_secret() {
-        for (address, shown) in [
-            ("https://example.com/feed", "https://example.com/feed"),
-            ("wss://u:p@example.com:1/x", "wss://hidden@example.com:1/x"),
-            ("https://u:p@ss@host/a@b", "https://hidden@host/a@b"),
-            (
-                "http://h/?key=abc&page&n=1",
-                "http://h/?key=hidden&hidden&n=hidden",
-            ),
-            ("http://h?token=a?b#secret", "http://h?token=hidden"),
-            ("u:p@host", "hidden@host"),
-        ] {
-            assert_eq!(shown_address(address), shown, "{address}");
-        }
-    }
 
     #[test]
     fn secrets_of_sources_and_sinks_are_hidden() {

@@ -23,6 +23,7 @@ use super::push::{IdleMessages, PushIntake};
 use super::sample::{Sample, SampleLimits, Shape};
 use super::{Context, SourceError, message};
 use crate::clock::Clock;
+use crate::config::public_address;
 use crate::event::{Micros, SourceState};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,11 +41,12 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// Receives until asked to stop, and reconnects whenever the connection is lost.
 pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(), SourceError> {
+    let address = public_address(url);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| SourceError::Io {
-            path: url.to_owned(),
+            path: address.clone(),
             source,
         })?;
     // A restart is a gap too: from the last synced record to the first new one.
@@ -52,7 +54,7 @@ pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(),
     let mut delay = MIN_RETRY_DELAY;
     context.set_state(
         SourceState::Waiting,
-        Some(format!("{url}: not connected yet")),
+        Some(format!("{address}: not connected yet")),
     );
     let mut was_reported = false;
     while !context.stop.is_requested() {
@@ -76,14 +78,14 @@ pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(),
         } else {
             tracing::warn!(
                 source = context.name,
-                url,
+                url = address,
                 reason,
                 "not connected; reconnecting"
             );
         }
         context.set_state(
             SourceState::Waiting,
-            Some(format!("{url}: not connected: {reason}; reconnecting")),
+            Some(format!("{address}: not connected: {reason}; reconnecting")),
         );
         was_reported = !was_stable;
         // Up to half as long again, so that many clients do not reconnect together.
@@ -103,7 +105,7 @@ pub(crate) fn run(context: &Context, url: &str, clock: &dyn Clock) -> Result<(),
 /// The server cannot be reached.
 pub(super) fn sample(url: &str, limits: &SampleLimits) -> Result<Sample, SourceError> {
     let failed = |reason: String| SourceError::Http {
-        url: url.split(['?', '#']).next().unwrap_or_default().to_owned(),
+        url: public_address(url),
         reason,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -331,7 +333,8 @@ impl<'a> Listener<'a> {
             .await
             .map_err(|_| ListenError::Connection(ConnectionError::NoAnswer))?
             .map_err(|error| ListenError::Connection(error.into()))?;
-        tracing::info!(source = self.context.name, url, "connected");
+        let address = public_address(url);
+        tracing::info!(source = self.context.name, url = address, "connected");
         self.context.set_state(SourceState::Running, None);
         self.context.is_connected.store(true, Ordering::Release);
         self.intake.note_received();

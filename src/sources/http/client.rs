@@ -123,19 +123,6 @@ impl Requester {
     }
 }
 
-/// An address for people, without the parameters, which may be secrets.
-pub(super) fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    url.set_fragment(None);
-    url.to_string()
-}
-
-/// A URL as it is typed, without its parameters, which may be secrets.
-pub(super) fn without_parameters(url: &str) -> &str {
-    url.split(['?', '#']).next().unwrap_or_default()
-}
-
 /// The error of a source that cannot continue.
 pub(super) fn source_error(url: &str, reason: &dyn ToString) -> SourceError {
     SourceError::Http {
@@ -322,11 +309,5 @@ mod tests {
         assert!(backoff.next(Some(Duration::MAX)) <= MAX_ASKED_DELAY + MAX_RETRY_DELAY / 2);
         backoff.reset();
         assert!(backoff.next(None) <= MIN_RETRY_DELAY * 3 / 2);
-    }
-
-    #[test]
-    fn addresses_are_shown_without_parameters() {
-        let url = Url::parse("https://a.example:8443/x/y?key=secret#z").expect("a URL");
-        assert_eq!(shown(&url), "https://a.example:8443/x/y");
     }
 }

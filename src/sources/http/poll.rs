@@ -13,14 +13,12 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use tokio::time::{Instant, timeout};
 
-use super::client::{
-    Backoff, HttpError, Requester, Waited, check, shown, source_error, wait, without_parameters,
-};
+use super::client::{Backoff, HttpError, Requester, Waited, check, source_error, wait};
 use super::pages::{self, PageError};
 use super::{each_record, seen::Seen};
 use crate::clock::Clock;
 use crate::config::units::Size;
-use crate::config::{HttpPollDef, NextPage};
+use crate::config::{HttpPollDef, NextPage, public_address};
 use crate::event::SourceState;
 use crate::ingest::{IngestError, Submission};
 use crate::operators::Tick;
@@ -45,10 +43,9 @@ pub(crate) fn run(
     def: &HttpPollDef,
     clock: &dyn Clock,
 ) -> Result<(), SourceError> {
-    let url = without_parameters(&def.request.url);
-    let runtime = super::runtime(url)?;
-    let requester = Requester::new(&def.request).map_err(|e| source_error(url, &e))?;
-    let url = shown(&requester.url);
+    let url = public_address(&def.request.url);
+    let runtime = super::runtime(&url)?;
+    let requester = Requester::new(&def.request).map_err(|e| source_error(&url, &e))?;
     let mut poller = Poller {
         context,
         def,

@@ -17,13 +17,11 @@ use reqwest::{Response, StatusCode};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::body::Body;
-use super::client::{
-    Backoff, HttpError, Requester, Waited, check, shown, source_error, wait, without_parameters,
-};
+use super::client::{Backoff, HttpError, Requester, Waited, check, source_error, wait};
 use super::each_record;
 use super::events::Event;
 use crate::clock::Clock;
-use crate::config::HttpStreamDef;
+use crate::config::{HttpStreamDef, public_address};
 use crate::event::{Micros, SourceState};
 use crate::sources::lines::chunks::ChunkRecord;
 use crate::sources::push::{IdleMessages, PushIntake};
@@ -47,10 +45,9 @@ pub(crate) fn run(
     def: &HttpStreamDef,
     clock: &dyn Clock,
 ) -> Result<(), SourceError> {
-    let url = without_parameters(&def.request.url);
-    let runtime = super::runtime(url)?;
-    let requester = Requester::new(&def.request).map_err(|e| source_error(url, &e))?;
-    let url = shown(&requester.url);
+    let url = public_address(&def.request.url);
+    let runtime = super::runtime(&url)?;
+    let requester = Requester::new(&def.request).map_err(|e| source_error(&url, &e))?;
     let mut session = Session::resume(context);
     let mut backoff = Backoff::new();
     let waiting = format!("{url}: not connected yet");
@@ -225,7 +222,7 @@ impl<'a> Listener<'a> {
         };
         tracing::info!(
             source = self.context.name,
-            url = shown(&requester.url),
+            url = public_address(requester.url.as_str()),
             "connected"
         );
         self.context.set_state(SourceState::Running, None);

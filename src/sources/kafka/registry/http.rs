@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::super::super::SourceError;
 use crate::avro::DatumReader;
-use crate::config::RegistryDef;
+use crate::config::{RegistryDef, public_address};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,6 +64,7 @@ struct Reference {
 
 pub(super) struct Client {
     http: reqwest::Client,
+    /// As it may be shown.
     url: String,
     base: Url,
     /// User and password.
@@ -73,7 +74,7 @@ pub(super) struct Client {
 impl Client {
     pub fn new(def: &RegistryDef) -> Result<Self, SourceError> {
         let failed = |reason: String| SourceError::Registry {
-            url: def.url.clone(),
+            url: public_address(&def.url),
             reason,
         };
         let base = Url::parse(&def.url).map_err(|e| failed(e.to_string()))?;
@@ -95,7 +96,7 @@ impl Client {
             .map_err(|e| failed(cause(&e)))?;
         Ok(Self {
             http,
-            url: def.url.clone(),
+            url: public_address(&def.url),
             base,
             credentials: credentials.transpose()?,
         })
