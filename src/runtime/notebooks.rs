@@ -20,6 +20,7 @@ const MAX_NAME_BYTES: usize = 64;
 const MAX_TITLE_CHARACTERS: usize = 200;
 /// Columns that a chart shows.
 const MAX_CHART_COLUMNS: usize = 32;
+const MICROS_PER_MILLI: Micros = 1_000;
 const EXTENSION: &str = ".json";
 
 /// A notebook as a client sends it.
@@ -78,7 +79,8 @@ pub enum ChartKind {
 pub struct Notebook {
     pub name: String,
     pub title: String,
-    /// 1 at first, one more with each change.
+    /// Rises with each change, also where the notebook was deleted and made again: the milliseconds
+    /// since 1970, or one more than the version before if that is higher.
     pub version: u64,
     /// When it was changed last, as RFC 3339.
     pub changed: String,
@@ -275,22 +277,16 @@ impl Notebooks {
         check_name(name)?;
         draft.check()?;
         let mut entries = self.entries();
-        let entries = self.loaded(&mut entries)?;
-        let current = match self.read(name) {
-            Ok(notebook) => notebook.version,
-            Err(NotebookError::NotFound(_)) => 0,
-            Err(error) => return Err(error),
-        };
-        if let Some(expected) = expected.filter(|expected| *expected != current) {
-            return Err(NotebookError::Changed { current, expected });
-        }
-        if current == 0 && entries.len() >= MAX_NOTEBOOKS {
+        let current = self.current(name)?;
+        check_version(current, expected)?;
+        if current == 0 && self.loaded(&mut entries)?.len() >= MAX_NOTEBOOKS {
             return Err(NotebookError::TooMany);
         }
+        let millis = u64::try_from(now / MICROS_PER_MILLI).unwrap_or_default();
         let notebook = Notebook {
             name: name.to_owned(),
             title: draft.title,
-            version: current + 1,
+            version: millis.max(current + 1),
             changed: rfc3339(now),
             cells: draft.cells,
         };
@@ -299,28 +295,63 @@ impl Notebooks {
             let message = format!("a notebook has at most {MAX_BYTES} bytes");
             return Err(NotebookError::Invalid(message));
         }
-        Disk.create_folder(&self.folder)
-            .and_then(|()| Disk.replace(&self.path(name), &bytes))
-            .map_err(failed(&self.path(name)))?;
-        entries.insert(name.to_owned(), notebook.entry());
+        let stored = Disk
+            .create_folder(&self.folder)
+            .and_then(|()| Disk.replace(&self.path(name), &bytes));
+        self.update(&mut entries, name, stored, |entries| {
+            entries.insert(name.to_owned(), notebook.entry());
+        })?;
         Ok(notebook)
     }
 
-    /// Deletes a notebook, durably.
-    pub fn delete(&self, name: &str) -> Result<(), NotebookError> {
+    /// Deletes a notebook, durably. `expected` is as in [`Self::save`].
+    pub fn delete(&self, name: &str, expected: Option<u64>) -> Result<(), NotebookError> {
         check_name(name)?;
         let mut entries = self.entries();
-        let entries = self.loaded(&mut entries)?;
-        match Disk.remove(&self.path(name)) {
+        if expected.is_some() {
+            check_version(self.read(name)?.version, expected)?;
+        }
+        let removed = match Disk.remove(&self.path(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                entries.remove(name);
                 return Err(NotebookError::NotFound(name.to_owned()));
             }
-            removed => removed.map_err(failed(&self.path(name)))?,
+            removed => removed.and_then(|()| Disk.sync_folder(&self.folder)),
+        };
+        self.update(&mut entries, name, removed, |entries| {
+            entries.remove(name);
+        })
+    }
+
+    /// The version that is stored; 0 if there is none.
+    fn current(&self, name: &str) -> Result<u64, NotebookError> {
+        match self.read(name) {
+            Ok(notebook) => Ok(notebook.version),
+            Err(NotebookError::NotFound(_)) => Ok(0),
+            Err(error) => Err(error),
         }
-        entries.remove(name);
-        Disk.sync_folder(&self.folder)
-            .map_err(failed(&self.path(name)))
+    }
+
+    /// Updates the entries after a change of the files. After an error they are read again: a file
+    /// may be in place although its folder could not be synced.
+    fn update(
+        &self,
+        entries: &mut Option<BTreeMap<String, Entry>>,
+        name: &str,
+        changed: io::Result<()>,
+        update: impl FnOnce(&mut BTreeMap<String, Entry>),
+    ) -> Result<(), NotebookError> {
+        match changed {
+            Ok(()) => entries.as_mut().map(update),
+            Err(_) => entries.take().map(drop),
+        };
+        changed.map_err(failed(&self.path(name)))
+    }
+}
+
+fn check_version(current: u64, expected: Option<u64>) -> Result<(), NotebookError> {
+    match expected {
+        Some(expected) if expected != current => Err(NotebookError::Changed { current, expected }),
+        _ => Ok(()),
     }
 }
 
@@ -360,10 +391,35 @@ mod tests {
             Err(NotebookError::Changed { current: 2, .. })
         ));
         assert_eq!(notebooks.get("a").expect("stored").version, 2);
-        notebooks.delete("a").expect("deleted");
-        for result in [notebooks.delete("a"), notebooks.get("a").map(drop)] {
+        assert!(matches!(
+            notebooks.delete("a", Some(1)),
+            Err(NotebookError::Changed { current: 2, .. })
+        ));
+        notebooks.delete("a", Some(2)).expect("deleted");
+        for result in [
+            notebooks.delete("a", None),
+            notebooks.delete("a", Some(2)),
+            notebooks.get("a").map(drop),
+        ] {
             assert!(matches!(result, Err(NotebookError::NotFound(_))));
         }
+    }
+
+    #[test]
+    fn a_notebook_that_is_made_again_has_a_higher_version() {
+        let (_folder, notebooks) = notebooks();
+        let save = |expected, now| notebooks.save("a", draft("A"), expected, now);
+        let first = save(None, 5_000_000).expect("stored").version;
+        // The clock was set back.
+        let second = save(Some(first), 1_000).expect("stored").version;
+        assert_eq!((first, second), (5_000, 5_001));
+        notebooks.delete("a", None).expect("deleted");
+        let third = save(Some(0), 6_000_000).expect("stored").version;
+        assert!(third > second);
+        assert!(matches!(
+            save(Some(second), 7_000_000),
+            Err(NotebookError::Changed { .. })
+        ));
     }
 
     #[test]
@@ -378,7 +434,7 @@ mod tests {
                 Err(NotebookError::Invalid(_))
             ));
             assert!(matches!(
-                notebooks.delete(name),
+                notebooks.delete(name, None),
                 Err(NotebookError::Invalid(_))
             ));
         }
@@ -420,7 +476,7 @@ mod tests {
         ));
         let save = || notebooks.save("new", draft(""), None, 0);
         assert!(matches!(save(), Err(NotebookError::TooMany)));
-        notebooks.delete("n1").expect("removed");
+        notebooks.delete("n1", None).expect("removed");
         assert_eq!(save().expect("stored").version, 1);
     }
 }

@@ -53,7 +53,7 @@ impl From<NotebookError> for ApiError {
                 (
                     StatusCode::SERVICE_UNAVAILABLE,
                     code,
-                    "nothing was changed; try again",
+                    "it may be stored or not: read it again before you try again",
                 )
             }
         };
@@ -139,13 +139,17 @@ pub async fn save(
 }
 
 /// Deletes a notebook.
-#[utoipa::path(delete, path = "/api/v1/notebooks/{name}", params(("name" = String, Path)),
-    responses((status = 204), (status = 400), (status = 403, description = "the token is read-only"), (status = 404), (status = 503)))]
+#[utoipa::path(delete, path = "/api/v1/notebooks/{name}",
+    params(("name" = String, Path), ("If-Match" = Option<String>, Header, description = "the version that is deleted")),
+    responses((status = 204), (status = 400), (status = 403, description = "the token is read-only"), (status = 404),
+        (status = 412, description = "it has another version"), (status = 503)))]
 pub async fn delete(
     State(app): State<App>,
     Path(name): Path<String>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
-    on_notebooks(&app, move |notebooks| notebooks.delete(&name)).await?;
+    let expected = expected_version(&headers)?;
+    on_notebooks(&app, move |notebooks| notebooks.delete(&name, expected)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
