@@ -11,7 +11,7 @@ use crate::views::counts::{Count, Counts, group};
 
 /// Values that a panel shows.
 pub(super) const MAX_VALUES: usize = 12;
-/// Different values that are summed; further ones are in the total only.
+/// Different values that are summed at once. When more come, the smaller half is dropped.
 const MAX_SUMS: usize = 50_000;
 /// Types whose lines are computed; further ones are in the rest only.
 const MAX_LINES: usize = 2_000;
@@ -23,33 +23,52 @@ const BUCKETS: usize = 60;
 struct Sums {
     sums: HashMap<String, u64>,
     total: u64,
-    has_more: bool,
+    /// By how much a sum may be too low, because its value was dropped before.
+    max_error: u64,
 }
 
 impl Sums {
     fn add(&mut self, value: &str, count: u64) {
         self.total += count;
+        if count == 0 {
+            return;
+        }
         if let Some(sum) = self.sums.get_mut(value) {
             *sum += count;
-        } else if self.sums.len() < MAX_SUMS {
-            self.sums.insert(value.to_owned(), count);
-        } else {
-            self.has_more |= count > 0;
+            return;
         }
+        if self.sums.len() >= MAX_SUMS {
+            self.drop_smaller_half();
+        }
+        self.sums.insert(value.to_owned(), count);
     }
 
-    /// `{"total", "values", "complete"}`, the greatest values first.
+    /// As in Misra and Gries, "Finding repeated elements" (1982): what is frequent stays, whenever
+    /// it comes.
+    fn drop_smaller_half(&mut self) {
+        let mut counts: Vec<u64> = self.sums.values().copied().collect();
+        let middle = counts.len() / 2;
+        let (_, median, _) = counts.select_nth_unstable(middle);
+        self.sums.retain(|_, count| *count > *median);
+        self.max_error += *median;
+    }
+
+    /// `{"total", "values", "complete"}`, the greatest values first; `max_error` where the sums may
+    /// be too low.
     fn into_json(self) -> Value {
         let mut values: Vec<(String, u64)> = self.sums.into_iter().collect();
-        values.retain(|(_, count)| *count > 0);
         values.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        let is_complete = values.len() <= MAX_VALUES && !self.has_more;
+        let is_complete = values.len() <= MAX_VALUES && self.max_error == 0;
         values.truncate(MAX_VALUES);
         let values: Vec<Value> = values
             .iter()
             .map(|(value, count)| json!({"value": shown(value), "n": count}))
             .collect();
-        json!({"total": self.total, "values": values, "complete": is_complete})
+        let mut data = json!({"total": self.total, "values": values, "complete": is_complete});
+        if self.max_error > 0 {
+            data["max_error"] = self.max_error.into();
+        }
+        data
     }
 }
 
@@ -151,14 +170,22 @@ impl Lines {
     }
 }
 
+/// The newest second of event time that a panel reaches, since 1970. Events whose time is ahead of
+/// the clock count once it is there: a single one would otherwise take the place of all others.
+pub(super) fn newest_second(counts: &Counts, now: Micros) -> Option<i64> {
+    let newest = counts.newest_second()?;
+    Some(newest.min(now.div_euclid(MICROS_PER_SECOND)))
+}
+
 /// The data of the line: events without duplicates per type over the last minutes of event time,
 /// with the LSN that they reflect.
 pub fn line(
     counts: &Counts,
     minutes: u32,
     floor: Option<Micros>,
+    now: Micros,
 ) -> Result<(Lsn, Value), ViewError> {
-    let Some(newest) = counts.newest_second() else {
+    let Some(newest) = newest_second(counts, now) else {
         let none = json!({"start": null, "bucket_s": bucket_seconds(minutes), "series": []});
         return Ok((counts.applied(), none));
     };
@@ -194,15 +221,26 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_values_are_in_the_total_only() {
+    fn beyond_the_limit_frequent_values_stay_whenever_they_come() {
         let mut sums = Sums::default();
-        for n in 0..MAX_SUMS + 10 {
+        sums.add("early", 1_000);
+        for n in 0..3 * MAX_SUMS {
             sums.add(&n.to_string(), 1);
+            if n == 2 * MAX_SUMS {
+                sums.add("late", 900);
+            }
         }
-        assert_eq!(sums.sums.len(), MAX_SUMS);
+        assert!(sums.sums.len() <= MAX_SUMS);
         let shown = sums.into_json();
-        assert_eq!(shown["total"], (MAX_SUMS + 10) as u64);
+        assert_eq!(shown["values"][0], json!({"value": "early", "n": 1_000}));
+        assert_eq!(shown["values"][1], json!({"value": "late", "n": 900}));
+        assert_eq!(shown["total"], 3 * MAX_SUMS as u64 + 1_900);
         assert_eq!(shown["complete"], false);
+        assert!(
+            shown["max_error"].as_u64() <= Some(3),
+            "{}",
+            shown["max_error"]
+        );
         let few = Sums::default().into_json();
         assert_eq!(few, json!({"total": 0, "values": [], "complete": true}));
     }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{PanelData, shortened, tables};
-use crate::event::{Lsn, Micros};
+use crate::event::{Lsn, Micros, rfc3339};
 use crate::ids::TableId;
 use crate::query::encode::each_row;
 use crate::query::live::Live;
 use crate::query::sql::SqlEngine;
 use crate::query::{Handles, QueryError};
 use crate::schema::Stream;
+use crate::schema::names::quoted;
 
 /// Rows that are shown.
 const MAX_ROWS: usize = 12;
@@ -26,8 +27,8 @@ pub struct Latest {
     rows: BTreeMap<Lsn, Value>,
     /// The ring has been read up to this record.
     read_to: Lsn,
-    /// Older rows among the latest may be missing.
-    is_incomplete: bool,
+    /// Rows up to this LSN may be missing.
+    lacks_up_to: Option<Lsn>,
 }
 
 /// The columns that are shown: the stream's first ones, the event time among them.
@@ -60,7 +61,7 @@ impl Latest {
         let newest = live.newest(table, self.read_to, MAX_ROWS);
         if newest.may_lack_rows {
             self.rows.clear();
-            self.is_incomplete = true;
+            self.lacks_up_to = Some(newest.visible);
         }
         for rows in newest.batches {
             let shown = std::iter::once("lsn").chain(columns(stream));
@@ -83,13 +84,14 @@ impl Latest {
 
     /// Whether rows that the ring no longer has must be read by [`stored`].
     pub fn is_incomplete(&self) -> bool {
-        self.is_incomplete
+        self.lacks_up_to.is_some()
     }
 
-    /// Adds stored rows.
-    pub fn complete(&mut self, rows: Vec<Map<String, Value>>) {
+    /// Adds rows that were stored up to an LSN. Rows that left the ring while they were read are
+    /// still missing.
+    pub fn complete(&mut self, rows: Vec<Map<String, Value>>, upto: Lsn) {
         rows.into_iter().for_each(|row| self.insert(row));
-        self.is_incomplete = false;
+        self.lacks_up_to = self.lacks_up_to.filter(|lsn| upto < *lsn);
     }
 
     /// The data of the panel, newest first.
@@ -98,7 +100,13 @@ impl Latest {
         let views = [TableId::stream(name).view()];
         let progress = &handles.progress;
         let as_of = progress.as_of(self.read_to, std::slice::from_ref(name), &views, now);
-        let rows: Vec<&Value> = self.rows.values().rev().collect();
+        let floor = handles.floor(name).map(rfc3339);
+        // Both are texts of one form. Rows without a time have none to be compared.
+        let is_shown = |row: &&Value| match (&floor, row["event_time"].as_str()) {
+            (Some(floor), Some(time)) => time >= floor.as_str(),
+            _ => true,
+        };
+        let rows: Vec<&Value> = self.rows.values().rev().filter(is_shown).collect();
         PanelData {
             as_of: Some(as_of),
             data: json!({"columns": columns(stream), "rows": rows}),
@@ -106,27 +114,27 @@ impl Latest {
     }
 }
 
-/// The latest stored rows of a stream, by SQL over the last records of the log.
+/// The latest stored rows of a stream, by SQL over the last records of the log, and the LSN that
+/// they reflect.
 pub async fn stored(
     stream: &Stream,
     handles: &Handles,
     sql: &SqlEngine,
     now: Micros,
-) -> Result<Vec<Map<String, Value>>, QueryError> {
-    let mut rows = Vec::new();
+) -> Result<(Vec<Map<String, Value>>, Lsn), QueryError> {
+    let (mut rows, mut upto) = (Vec::new(), 0);
     for records in RECORDS_SEARCHED {
         let after = handles.progress.synced_lsn().saturating_sub(records);
         let answer = sql.run(&statement(stream, after), handles, now).await?;
-        rows = tables::rows(&answer)?;
+        (rows, upto) = (tables::rows(&answer)?, answer.as_of.lsn);
         if rows.len() == MAX_ROWS {
             break;
         }
     }
-    Ok(rows)
+    Ok((rows, upto))
 }
 
 fn statement(stream: &Stream, after: Lsn) -> String {
-    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     let columns: Vec<String> = columns(stream).into_iter().map(quoted).collect();
     format!(
         "select lsn, {} from {} where lsn > {after} order by lsn desc limit {MAX_ROWS}",
@@ -146,12 +154,14 @@ mod tests {
     #[test]
     fn the_newest_rows_stay_and_each_is_there_once() {
         let mut latest = Latest {
-            is_incomplete: true,
+            lacks_up_to: Some(29),
             ..Latest::default()
         };
         (20..30).for_each(|lsn| latest.insert(row(lsn)));
         assert!(latest.is_incomplete());
-        latest.complete((15..26).map(row).collect());
+        latest.complete((15..26).map(row).collect(), 25);
+        assert!(latest.is_incomplete());
+        latest.complete((18..30).map(row).collect(), 29);
         assert!(!latest.is_incomplete());
         let lsns: Vec<Lsn> = latest.rows.keys().copied().collect();
         assert_eq!(lsns, (18..30).collect::<Vec<Lsn>>());

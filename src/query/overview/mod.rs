@@ -201,7 +201,7 @@ impl Overview {
             return Ok(None);
         };
         let (lsn, data) =
-            counts::line(counts, minutes, handles.floor(name)).map_err(|e| failed(&e))?;
+            counts::line(counts, minutes, handles.floor(name), now).map_err(|e| failed(&e))?;
         Ok(Some(self.counted(lsn, data, handles, now)))
     }
 

@@ -8,6 +8,8 @@ use crate::event::{MICROS_PER_SECOND, Micros, bucket};
 const SECONDS: i64 = 60;
 /// Seconds over which the rate is the mean.
 const MEAN_SECONDS: usize = 5;
+/// By how many seconds the frames of one source may come after those of another.
+const MAX_DISORDER: i64 = 5;
 /// Seconds that are remembered: records arrive while the history is read.
 const MAX_SECONDS: usize = 64;
 
@@ -21,9 +23,9 @@ impl ArrivalRate {
     pub fn add(&mut self, received_at: Micros, records: u64) {
         let second = bucket(received_at, MICROS_PER_SECOND);
         let newest = self.seconds.keys().next_back().copied();
-        if newest.is_some_and(|newest| second + SECONDS < newest) {
-            // The clock was set back: what came before is no longer comparable.
-            self.seconds.clear();
+        if newest.is_some_and(|newest| second + MAX_DISORDER < newest) {
+            // The clock was set back: the seconds that come again are counted from 0.
+            self.seconds.retain(|counted, _| *counted < second);
         }
         *self.seconds.entry(second).or_default() += records;
         if self.seconds.len() > MAX_SECONDS {
@@ -78,8 +80,12 @@ mod tests {
         let mut rate = ArrivalRate::default();
         (0..1_000).for_each(|second| rate.add(at(second), 1));
         assert_eq!(rate.seconds.len(), MAX_SECONDS);
-        rate.add(at(0), 3);
-        let history = rate.history(at(1));
-        assert_eq!(history.iter().map(|(_, n)| n).sum::<u64>(), 3);
+        for newest in [979, 0] {
+            rate.add(at(newest), 3);
+            // What was counted in a second that comes again is not added to.
+            let history = rate.history(at(newest + 1));
+            assert_eq!(history.last(), Some(&(NOON + newest, 3)));
+            assert_eq!(rate.seconds.keys().next_back(), Some(&(NOON + newest)));
+        }
     }
 }

@@ -1,15 +1,18 @@
 //! Panels by SQL, each over a range that is bounded: the newest rows of a window, and the most
 //! frequent values of a column.
 
+use std::ops::Range;
+
 use serde_json::{Map, Value, json};
 
-use super::counts::MAX_VALUES;
+use super::counts::{MAX_VALUES, newest_second};
 use super::{PanelData, TOP_SPAN, shortened};
 use crate::event::{MICROS_PER_HOUR, MICROS_PER_SECOND, Micros, rfc3339};
 use crate::ids::TableId;
 use crate::query::encode::each_row;
 use crate::query::sql::{SqlAnswer, SqlEngine};
 use crate::query::{Handles, QueryError};
+use crate::schema::names::quoted;
 use crate::schema::window::WINDOW_COLUMNS;
 use crate::schema::{Stream, Window};
 
@@ -17,10 +20,6 @@ use crate::schema::{Stream, Window};
 const TOP_MICROS: Micros = 300 * MICROS_PER_SECOND;
 /// Most frequent values that a panel shows.
 const MAX_TOP_VALUES: usize = 10;
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
 
 /// An answer's rows as JSON objects, long values shortened.
 pub(super) fn rows(answer: &SqlAnswer) -> Result<Vec<Map<String, Value>>, QueryError> {
@@ -125,17 +124,17 @@ pub async fn top(
     sql: &SqlEngine,
     now: Micros,
 ) -> Result<PanelData, QueryError> {
-    let counts = handles.counts.get(&stream.name);
-    let newest = counts.and_then(|counts| counts.newest_second());
-    let end = newest.map(|second| (second + 1).saturating_mul(MICROS_PER_SECOND));
-    let streams = handles.progress.streams();
-    let watermark = || streams.get(&stream.name)?.watermark;
-    let Some(last) = end.or_else(watermark) else {
+    let newest = match handles.counts.get(&stream.name) {
+        Some(counts) => newest_second(counts, now),
+        None => newest_by_watermark(stream, handles, now),
+    };
+    let Some(newest) = newest else {
         let data = json!({"span": TOP_SPAN, "total": 0, "values": []});
         return Ok(PanelData { as_of: None, data });
     };
-    let range = (last.saturating_sub(TOP_MICROS), end);
-    let statement = most_frequent(stream, column, range);
+    let end = (newest + 1).saturating_mul(MICROS_PER_SECOND);
+    let range = end.saturating_sub(TOP_MICROS)..end;
+    let statement = most_frequent(stream, column, &range);
     let answer = sql.run(&statement, handles, now).await?;
     let rows = rows(&answer)?;
     let total = rows.first().and_then(|row| row.get("total")).cloned();
@@ -147,9 +146,17 @@ pub async fn top(
     })
 }
 
+/// The newest second of event time of a stream without counts, since 1970: its watermark is below it
+/// by the disorder that the declaration allows.
+fn newest_by_watermark(stream: &Stream, handles: &Handles, now: Micros) -> Option<i64> {
+    let watermark = handles.progress.streams().get(&stream.name)?.watermark?;
+    let newest = watermark.saturating_add(stream.def.watermark.disorder.micros());
+    Some(newest.min(now).div_euclid(MICROS_PER_SECOND))
+}
+
 /// The query for the most frequent values of a column, of a list those of its items, in a range of
-/// event time; without its end, to the newest.
-fn most_frequent(stream: &Stream, column: &str, range: (Micros, Option<Micros>)) -> String {
+/// event time.
+fn most_frequent(stream: &Stream, column: &str, range: &Range<Micros>) -> String {
     let is_list = stream
         .output
         .field_with_name(column)
@@ -160,9 +167,10 @@ fn most_frequent(stream: &Stream, column: &str, range: (Micros, Option<Micros>))
     } else {
         column
     };
-    let (from, to) = range;
-    let mut conditions = vec![format!("event_time >= timestamp '{}'", rfc3339(from))];
-    conditions.extend(to.map(|to| format!("event_time < timestamp '{}'", rfc3339(to))));
+    let mut conditions = vec![
+        format!("event_time >= timestamp '{}'", rfc3339(range.start)),
+        format!("event_time < timestamp '{}'", rfc3339(range.end)),
+    ];
     if stream.duplicates().is_some() {
         conditions.push("not is_duplicate".into());
     }
@@ -199,13 +207,13 @@ mod tests {
             |name: &str, from| newest_rows(catalog.window(name).expect("declared"), from);
         assert_eq!(
             statement("t", Some(1_465_520_400_000_000)),
-            "select * from \"t\" where window_start >= timestamp '2016-06-10T01:00:00.000Z' \
-             order by window_start desc, \"name\" limit 12"
+            "select * from t where window_start >= timestamp '2016-06-10T01:00:00.000Z' \
+             order by window_start desc, name limit 12"
         );
         assert_eq!(
             statement("h", None),
-            "select * from \"h\" where status <> 'open' \
-             order by window_start desc, \"n\" desc, \"name\" limit 12"
+            "select * from h where status <> 'open' \
+             order by window_start desc, n desc, name limit 12"
         );
     }
 
@@ -233,15 +241,15 @@ mod tests {
     fn values_are_counted_over_a_bounded_range_and_items_of_lists_one_by_one() {
         let catalog = catalog();
         let stream = &catalog.streams["s"];
-        let statement = most_frequent(stream, "tags", (0, Some(300_000_000)));
+        let statement = most_frequent(stream, "tags", &(0..300_000_000));
         for part in [
-            "unnest(\"tags\")",
+            "unnest(tags)",
             "event_time >= timestamp '1970-01-01T00:00:00.000Z'",
             "event_time < timestamp '1970-01-01T00:05:00.000Z'",
         ] {
             assert!(statement.contains(part), "{statement}");
         }
-        let odd = most_frequent(stream, "a\"b", (0, None));
+        let odd = most_frequent(stream, "a\"b", &(0..1));
         assert!(odd.contains("\"a\"\"b\" as value"), "{odd}");
     }
 }

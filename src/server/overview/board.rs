@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::query::overview::PanelData;
 use crate::server::error::ApiError;
@@ -47,6 +48,8 @@ pub struct Board {
     newest: watch::Sender<u64>,
     /// Clients by the minutes that they chose.
     listeners: Mutex<BTreeMap<u32, usize>>,
+    /// Ends the computation; cancelled once it has ended.
+    pub end: CancellationToken,
 }
 
 #[derive(Default)]
@@ -56,11 +59,13 @@ struct Messages {
 }
 
 impl Board {
-    pub fn new() -> Self {
+    /// Of a computation that this token ends.
+    pub fn new(end: CancellationToken) -> Self {
         Self {
             messages: Mutex::default(),
             newest: watch::Sender::new(0),
             listeners: Mutex::default(),
+            end,
         }
     }
 
@@ -153,7 +158,10 @@ impl Board {
             if !messages.is_empty() {
                 return Some((messages, upto));
             }
-            newest.changed().await.ok()?;
+            tokio::select! {
+                changed = newest.changed() => changed.ok()?,
+                () = self.end.cancelled() => return None,
+            }
         }
     }
 }
@@ -184,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_client_gets_the_latest_message_of_each_panel_once() {
-        let board = Board::new();
+        let board = Board::new(CancellationToken::new());
         for n in 0..3 {
             board.publish(key("a", None), "now", data(json!(n)));
         }
@@ -211,9 +219,19 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn clients_are_told_that_nothing_computes_any_more() {
+        let board = Board::new(CancellationToken::new());
+        board.publish(key("a", None), "now", data(json!(1)));
+        let (messages, version) = board.next(0, 5).await.expect("a message");
+        assert_eq!(ids(&messages), [json!("a")]);
+        let (ended, ()) = tokio::join!(board.next(version, 5), async { board.end.cancel() });
+        assert!(ended.is_none());
+    }
+
     #[test]
     fn the_last_client_is_recognized() {
-        let board = Board::new();
+        let board = Board::new(CancellationToken::new());
         [5, 5, 30]
             .into_iter()
             .for_each(|minutes| board.join(minutes));

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, PanelKey};
 use crate::event::rfc3339;
@@ -15,6 +14,7 @@ use crate::query::overview::{Overview, Panel, PanelData};
 use crate::query::{Handles, QueryError};
 use crate::server::App;
 use crate::server::error::ApiError;
+use crate::threads::OnEnd;
 
 /// How often panels are computed at most, so that a panel has at most four messages a second.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -57,7 +57,6 @@ pub struct Engine {
     pub app: App,
     pub overview: Overview,
     pub board: Arc<Board>,
-    pub end: CancellationToken,
 }
 
 /// Panels that are computed from memory, and their paces.
@@ -78,6 +77,12 @@ impl Engine {
     /// Computes until the end.
     pub async fn run(self) {
         let engine = Arc::new(self);
+        // After a panic, too: clients see the end of their streams, and come again.
+        let ended = engine.clone();
+        let _end = OnEnd(move || {
+            let overviews = &ended.app.0.overviews;
+            overviews.end(&ended.overview.stream().name, &ended.board);
+        });
         let latest = Arc::new(Mutex::new(Latest::default()));
         tokio::join!(
             fast_panels(engine.clone(), latest.clone()),
@@ -204,7 +209,7 @@ async fn fast_panels(engine: Arc<Engine>, latest: Arc<Mutex<Latest>>) {
     let mut ticks = ticks();
     loop {
         tokio::select! {
-            () = engine.end.cancelled() => return,
+            () = engine.board.end.cancelled() => return,
             _ = ticks.tick() => {}
         }
         // It reads files. To its end: what is shared must not be read any more once this has ended.
@@ -218,6 +223,7 @@ async fn fast_panels(engine: Arc<Engine>, latest: Arc<Mutex<Latest>>) {
             Err(error) => {
                 let stream = &engine.overview.stream().name;
                 tracing::error!(%error, stream, "an overview ends");
+                engine.board.end.cancel();
                 return;
             }
         };
@@ -234,13 +240,13 @@ async fn sql_panels(engine: Arc<Engine>, latest: Arc<Mutex<Latest>>) {
     let mut ticks = ticks();
     loop {
         tokio::select! {
-            () = engine.end.cancelled() => return,
+            () = engine.board.end.cancelled() => return,
             _ = ticks.tick() => {}
         }
         if locked(&latest).is_incomplete() && latest_pace.is_due(Instant::now()) {
             let begun = Instant::now();
             tokio::select! {
-                () = engine.end.cancelled() => return,
+                () = engine.board.end.cancelled() => return,
                 () = complete_latest(&engine, &latest) => {}
             }
             latest_pace.ran(Instant::now(), begun.elapsed());
@@ -252,7 +258,7 @@ async fn sql_panels(engine: Arc<Engine>, latest: Arc<Mutex<Latest>>) {
             }
             // Dropping a query ends it.
             let result = tokio::select! {
-                () = engine.end.cancelled() => return,
+                () = engine.board.end.cancelled() => return,
                 result = engine.query(panel) => result,
             };
             engine.publish(&panel.id, None, result);
@@ -266,7 +272,7 @@ async fn complete_latest(engine: &Engine, latest: &Mutex<Latest>) {
     let queries = &engine.app.0.parts.queries;
     let (handles, now) = (&queries.handles, queries.clock.now());
     match latest::stored(engine.overview.stream(), handles, &queries.sql, now).await {
-        Ok(rows) => locked(latest).complete(rows),
+        Ok((rows, upto)) => locked(latest).complete(rows, upto),
         // It is tried again.
         Err(error) => tracing::warn!(%error, "the latest rows cannot be read"),
     }

@@ -14,7 +14,6 @@ use axum::extract::{Query, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt, stream};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::App;
@@ -33,19 +32,18 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// The overviews that have clients, by stream.
 #[derive(Default)]
 pub struct Overviews {
-    running: Mutex<BTreeMap<String, Running>>,
+    running: Mutex<BTreeMap<String, Arc<Board>>>,
     engines: TaskTracker,
 }
 
-/// An overview with clients.
-struct Running {
-    board: Arc<Board>,
-    end: CancellationToken,
-}
-
 impl Overviews {
-    fn running(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Board>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the computation of a board.
+    fn end(&self, stream: &str, board: &Arc<Board>) {
+        end(&mut self.running(), stream, board);
     }
 
     /// Waits until nothing is computed any more, after the server was asked to stop.
@@ -53,6 +51,15 @@ impl Overviews {
         self.engines.close();
         self.engines.wait().await;
     }
+}
+
+/// Ends the computation of a board; the next client of the stream begins another.
+fn end(running: &mut BTreeMap<String, Arc<Board>>, stream: &str, board: &Arc<Board>) {
+    let is_same = |own: &Arc<Board>| Arc::ptr_eq(own, board);
+    if running.get(stream).is_some_and(is_same) {
+        running.remove(stream);
+    }
+    board.end.cancel();
 }
 
 /// A client of an overview, until it is dropped.
@@ -69,21 +76,17 @@ impl Listener {
         let overviews = &app.0.overviews;
         let mut running = overviews.running();
         let name = overview.stream().name.clone();
-        let shared = running.entry(name).or_insert_with(|| {
-            let shared = Running {
-                board: Arc::new(Board::new()),
-                end: app.0.stop.child_token(),
-            };
+        let board = running.entry(name).or_insert_with(|| {
+            let board = Arc::new(Board::new(app.0.stop.child_token()));
             let engine = Engine {
                 app: app.clone(),
                 overview: overview.clone(),
-                board: shared.board.clone(),
-                end: shared.end.clone(),
+                board: board.clone(),
             };
             overviews.engines.spawn(engine.run());
-            shared
+            board
         });
-        let board = shared.board.clone();
+        let board = board.clone();
         board.join(minutes);
         drop(running);
         Self {
@@ -111,10 +114,8 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let mut running = self.app.0.overviews.running();
-        if self.board.leave(self.minutes)
-            && let Some(shared) = running.remove(&self.overview.stream().name)
-        {
-            shared.end.cancel();
+        if self.board.leave(self.minutes) {
+            end(&mut running, &self.overview.stream().name, &self.board);
         }
     }
 }

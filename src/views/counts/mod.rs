@@ -331,26 +331,34 @@ impl Counts {
     /// group may come more than once. Returns the LSN that they reflect.
     pub fn count(&self, from: Micros, to: Micros, emit: EmitCount<'_>) -> Result<Lsn, ViewError> {
         let state = self.read();
-        if from < to {
-            let (first, last) = (
-                bucket(from, MICROS_PER_HOUR),
-                bucket(to - 1, MICROS_PER_HOUR),
-            );
-            let hours_from = state
-                .hours_from
-                .map_or(first, |from| from.clamp(first, last + 1));
-            let stored = StoredCounts::open(&self.file, &state)?;
-            stored.add(first, hours_from, from, to, emit)?;
-            for (hour, groups) in state.hours.range(hours_from..last + 1) {
-                let start = hour * MICROS_PER_HOUR;
-                if from <= start && start + MICROS_PER_HOUR <= to {
-                    groups.iter().for_each(|(group, count)| emit(group, *count));
-                } else {
-                    stored.add_hour(*hour, from, to, emit)?;
-                }
+        let applied = state.applied;
+        if from >= to {
+            return Ok(applied);
+        }
+        let (first, last) = (
+            bucket(from, MICROS_PER_HOUR),
+            bucket(to - 1, MICROS_PER_HOUR),
+        );
+        let hours_from = state
+            .hours_from
+            .map_or(first, |from| from.clamp(first, last + 1));
+        let stored = StoredCounts::open(&self.file, &state)?;
+        let mut partial = Vec::new();
+        for (hour, groups) in state.hours.range(hours_from..last + 1) {
+            let start = hour * MICROS_PER_HOUR;
+            if from <= start && start + MICROS_PER_HOUR <= to {
+                groups.iter().for_each(|(group, count)| emit(group, *count));
+            } else {
+                partial.push(*hour);
             }
         }
-        Ok(state.applied)
+        // What is stored may be millions of groups and days, for which the view must not wait.
+        drop(state);
+        stored.add(first, hours_from, from, to, emit)?;
+        for hour in partial {
+            stored.add_hour(hour, from, to, emit)?;
+        }
+        Ok(applied)
     }
 
     /// The newest second that has events, since 1970.
@@ -368,27 +376,30 @@ impl Counts {
         emit: EmitSecond<'_>,
     ) -> Result<Lsn, ViewError> {
         let state = self.read();
-        if from < to {
-            let first = bucket(from, MICROS_PER_HOUR);
-            let last = bucket(to - 1, MICROS_PER_HOUR);
-            let stored = StoredCounts::open(&self.file, &state)?;
-            for hour in first..=last {
-                stored.each_second(hour, from, to, emit)?;
-            }
+        let applied = state.applied;
+        if from >= to {
+            return Ok(applied);
         }
-        Ok(state.applied)
+        let stored = StoredCounts::open(&self.file, &state)?;
+        drop(state);
+        let first = bucket(from, MICROS_PER_HOUR);
+        let last = bucket(to - 1, MICROS_PER_HOUR);
+        for hour in first..=last {
+            stored.each_second(hour, from, to, emit)?;
+        }
+        Ok(applied)
     }
 }
 
 /// The file as one transaction sees it, and the pending blocks above it.
-struct StoredCounts<'a> {
+struct StoredCounts {
     blocks: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
     days: Option<ReadOnlyTable<&'static [u8], (u64, u64)>>,
-    pending: Option<&'a PendingBlocks>,
+    pending: Option<Arc<PendingBlocks>>,
 }
 
-impl<'a> StoredCounts<'a> {
-    fn open(file: &StateStore, state: &'a State) -> Result<Self, ViewError> {
+impl StoredCounts {
+    fn open(file: &StateStore, state: &State) -> Result<Self, ViewError> {
         let transaction = file.read()?;
         // A commit may have happened since the state was locked: what was pending is then in the
         // file.
@@ -397,7 +408,7 @@ impl<'a> StoredCounts<'a> {
         Ok(Self {
             blocks: open_table(&transaction, BLOCKS)?,
             days: open_table(&transaction, DAYS)?,
-            pending: (!is_committed).then_some(state.pending.as_ref()),
+            pending: (!is_committed).then(|| state.pending.clone()),
         })
     }
 
@@ -449,8 +460,7 @@ impl<'a> StoredCounts<'a> {
         for ((_, group), block) in self
             .pending
             .iter()
-            .copied()
-            .flatten()
+            .flat_map(|pending| pending.iter())
             .filter(|((h, _), _)| hours.contains(h))
         {
             block.values().for_each(|count| emit(group, *count));
@@ -499,8 +509,7 @@ impl<'a> StoredCounts<'a> {
         for ((_, group), block) in self
             .pending
             .iter()
-            .copied()
-            .flatten()
+            .flat_map(|pending| pending.iter())
             .filter(|((h, _), _)| *h == hour)
         {
             block
