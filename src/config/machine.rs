@@ -39,7 +39,7 @@ fn smallest_limit(own: &str, mount: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// The number in a file; the word `max` is no limit.
+/// The number in a file; the word `max` means unlimited.
 fn limit(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }

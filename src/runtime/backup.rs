@@ -102,6 +102,27 @@ impl Backup {
         // First: a sink of the copy sends rows again rather than skipping some.
         copy.sinks(&self.folder.sinks())?;
         copy.files_of(&self.folder.notebooks(), Path::new("notebooks"))?;
+        self.copy_views(&mut copy, partial)?;
+        for lsn in self.snapshots.list()? {
+            let path = crate::operators::snapshot::path(&self.snapshots.folder, lsn);
+            copy.file(
+                &path,
+                &Path::new("operators").join(path.file_name().unwrap_or_default()),
+            )?;
+        }
+        let lsn = self.handles.progress.synced_lsn();
+        copy.bytes += backup::copy(&Disk, &self.folder.log(), &partial.join("log"), lsn)?;
+        copy.end(to)?;
+        Ok(Summary {
+            to: to.to_owned(),
+            files: copy.files,
+            bytes: copy.bytes,
+            lsn,
+        })
+    }
+
+    /// The files of all views, each of one version.
+    fn copy_views(&self, copy: &mut Copy<'_>, partial: &Path) -> Result<(), RuntimeError> {
         // Every field is named, so that the compiler asks what to copy of a new view.
         let Handles {
             catalog: _,
@@ -110,7 +131,7 @@ impl Backup {
             search,
             places,
             counts,
-            progress,
+            progress: _,
         } = &self.handles;
         for table in tables.values() {
             let root = &table.spec.root;
@@ -147,22 +168,7 @@ impl Backup {
             )?;
             copy.files += 1;
         }
-        for lsn in self.snapshots.list()? {
-            let path = crate::operators::snapshot::path(&self.snapshots.folder, lsn);
-            copy.file(
-                &path,
-                &Path::new("operators").join(path.file_name().unwrap_or_default()),
-            )?;
-        }
-        let lsn = progress.synced_lsn();
-        copy.bytes += backup::copy(&Disk, &self.folder.log(), &partial.join("log"), lsn)?;
-        copy.end(to)?;
-        Ok(Summary {
-            to: to.to_owned(),
-            files: copy.files,
-            bytes: copy.bytes,
-            lsn,
-        })
+        Ok(())
     }
 
     fn begin(&self, to: &Path) -> Result<PathBuf, RuntimeError> {

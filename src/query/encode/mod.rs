@@ -4,6 +4,7 @@
 mod json_size;
 mod parquet_file;
 mod times;
+mod values;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::sql::SqlAnswer;
 use super::{AsOf, QueryError, time_zones};
 use crate::views::lake::provider::is_binary;
 use json_size::min_json_bytes;
-use times::TimeEncoders;
+use values::ValueEncoders;
 
 /// Formats of timestamps: in UTC, and without a time zone.
 const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
@@ -169,7 +170,7 @@ fn options() -> EncoderOptions {
         .with_explicit_nulls(true)
         .with_timestamp_format(LOCAL_TIME_FORMAT.into())
         .with_timestamp_tz_format(TIME_FORMAT.into())
-        .with_encoder_factory(Arc::new(TimeEncoders))
+        .with_encoder_factory(Arc::new(ValueEncoders))
 }
 
 /// Appends each row as a JSON object; `end_row` is given everything so far.

@@ -1,7 +1,11 @@
 //! An answer as a Parquet file.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef, TimeUnit};
+use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
@@ -11,18 +15,16 @@ use super::{QueryError, Spool, slices};
 /// Bytes of a row group that are held before it is written out.
 const ROW_GROUP_BYTES: usize = 8 << 20;
 
-/// Writes rows as a Parquet file. Times keep their zone as UTC; types that Parquet does not have
-/// are an error that says what to do.
+/// Writes rows as a Parquet file. Times keep their zone as UTC, those in seconds become milliseconds;
+/// types that Parquet does not have are an error that says what to do.
 pub(super) fn write(
     schema: &SchemaRef,
     batches: &[RecordBatch],
     out: &mut Spool,
 ) -> Result<(), QueryError> {
-    if let Some(field) = schema
-        .fields()
-        .iter()
-        .find(|f| !is_supported(f.data_type()))
-    {
+    let schema = stored_schema(schema);
+    let unsupported = |field: &&FieldRef| !is_supported(field.data_type());
+    if let Some(field) = schema.fields().iter().find(unsupported) {
         let (name, ty) = (field.name(), field.data_type());
         return Err(QueryError::Invalid(format!(
             "the column `{name}` is {ty}, which a Parquet file cannot hold; cast it, or choose another format"
@@ -34,7 +36,7 @@ pub(super) fn write(
     let written =
         ArrowWriter::try_new(&mut *out, schema.clone(), Some(properties)).and_then(|mut writer| {
             for slice in batches.iter().flat_map(slices) {
-                writer.write(&slice)?;
+                writer.write(&in_schema(&schema, &slice)?)?;
                 if writer.in_progress_size() >= ROW_GROUP_BYTES {
                     writer.flush()?;
                 }
@@ -44,10 +46,37 @@ pub(super) fn write(
     written.map(drop).map_err(|e| out.take_error(e))
 }
 
+/// The schema of the file. The writer would store seconds, and dates in milliseconds, as integers.
+fn stored_schema(schema: &SchemaRef) -> SchemaRef {
+    let stored = |field: &FieldRef| {
+        let ty = match field.data_type() {
+            DataType::Timestamp(TimeUnit::Second, zone) => {
+                DataType::Timestamp(TimeUnit::Millisecond, zone.clone())
+            }
+            DataType::Time32(TimeUnit::Second) => DataType::Time32(TimeUnit::Millisecond),
+            DataType::Date64 => DataType::Timestamp(TimeUnit::Millisecond, None),
+            _ => return field.clone(),
+        };
+        Arc::new(field.as_ref().clone().with_data_type(ty))
+    };
+    let fields: Vec<FieldRef> = schema.fields().iter().map(stored).collect();
+    Arc::new(Schema::new(fields))
+}
+
+fn in_schema(schema: &SchemaRef, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let columns = schema.fields().iter().zip(rows.columns());
+    let columns = columns.map(|(field, column)| cast(column, field.data_type()));
+    RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
+}
+
 /// Whether the writer has a type for the values.
 fn is_supported(ty: &DataType) -> bool {
     match ty {
         DataType::Interval(_)
+        | DataType::Duration(_)
+        | DataType::Timestamp(TimeUnit::Second, _)
+        | DataType::Time32(TimeUnit::Second)
+        | DataType::Date64
         | DataType::Union(..)
         | DataType::ListView(_)
         | DataType::LargeListView(_)
@@ -66,11 +95,12 @@ fn is_supported(ty: &DataType) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::{ArrayRef, Int64Array, IntervalMonthDayNanoArray, StringArray};
+    use arrow::array::{
+        ArrayRef, Date64Array, DurationSecondArray, Int64Array, IntervalMonthDayNanoArray,
+        StringArray, Time32SecondArray, TimestampMillisecondArray, TimestampSecondArray,
+    };
     use bytes::Bytes;
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
     use super::super::tests::{batch, nested};
     use super::*;
@@ -105,14 +135,58 @@ mod tests {
     }
 
     #[test]
+    fn times_that_parquet_lacks_are_written_as_those_that_it_has() {
+        let columns: [(_, ArrayRef, DataType); 3] = [
+            (
+                "s",
+                Arc::new(TimestampSecondArray::from(vec![Some(1), None]).with_timezone("UTC")),
+                DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
+            ),
+            (
+                "t",
+                Arc::new(Time32SecondArray::from(vec![Some(2), None])),
+                DataType::Time32(TimeUnit::Millisecond),
+            ),
+            (
+                "d",
+                Arc::new(Date64Array::from(vec![Some(86_400_001), None])),
+                DataType::Timestamp(TimeUnit::Millisecond, None),
+            ),
+        ];
+        let rows = columns
+            .iter()
+            .map(|(name, column, _)| (*name, column.clone()));
+        let file = written(&[batch(rows.collect())], 1 << 20).expect("a file");
+        // As a reader sees it that does not know of Arrow's schema in the file.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let builder =
+            ParquetRecordBatchReaderBuilder::try_new_with_options(Bytes::from(file), options)
+                .expect("Parquet");
+        let mut rows = builder.build().expect("a reader");
+        let rows = rows.next().expect("rows").expect("readable");
+        for (name, _, ty) in columns {
+            let column = rows.column_by_name(name).expect("the column");
+            assert_eq!(column.data_type(), &ty, "{name}");
+        }
+        let dates = rows.column_by_name("d").expect("the column");
+        let dates: Option<&TimestampMillisecondArray> = dates.as_any().downcast_ref();
+        assert_eq!(dates.map(|dates| dates.value(0)), Some(86_400_001));
+    }
+
+    #[test]
     fn what_does_not_fit_is_an_error_that_says_so() {
         let texts: ArrayRef = Arc::new(StringArray::from_iter_values(
             (0..4_000_u64).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))),
         ));
         let error = written(&[batch(vec![("t", texts)])], 10_000).expect_err("too long");
         assert!(matches!(error, QueryError::Limit(_)), "{error}");
-        let interval: ArrayRef = Arc::new(IntervalMonthDayNanoArray::from(vec![None; 2]));
-        let error = written(&[batch(vec![("i", interval)])], 1 << 20).expect_err("no such type");
-        assert!(error.to_string().contains("cast it"), "{error}");
+        let without_type: [ArrayRef; 2] = [
+            Arc::new(IntervalMonthDayNanoArray::from(vec![None; 2])),
+            Arc::new(DurationSecondArray::from(vec![None; 2])),
+        ];
+        for column in without_type {
+            let error = written(&[batch(vec![("i", column)])], 1 << 20).expect_err("no such type");
+            assert!(error.to_string().contains("cast it"), "{error}");
+        }
     }
 }

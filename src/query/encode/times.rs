@@ -1,10 +1,8 @@
 //! Times of Weir's own type as JSON, without a format string that is interpreted for each value.
 
 use arrow::array::{Array, AsArray, PrimitiveArray};
-use arrow::datatypes::{DataType, FieldRef, TimeUnit, TimestampMicrosecondType};
-use arrow::error::ArrowError;
-use arrow_json::writer::NullableEncoder;
-use arrow_json::{Encoder, EncoderFactory, EncoderOptions};
+use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
+use arrow_json::Encoder;
 use chrono::{DateTime, Datelike as _};
 
 use super::LOCAL_TIME_FORMAT;
@@ -14,34 +12,17 @@ use crate::query::time_zones::is_utc;
 /// The years 0000 to 9999, which have four digits and no sign.
 const FOUR_DIGIT_YEARS: std::ops::Range<Micros> = -62_167_219_200_000_000..253_402_300_800_000_000;
 
-/// Encodes times in microseconds that are in UTC or have no zone. Everything else is left to the
-/// formats of the options.
-#[derive(Debug)]
-pub struct TimeEncoders;
-
-impl EncoderFactory for TimeEncoders {
-    fn make_default_encoder<'a>(
-        &self,
-        _field: &'a FieldRef,
-        array: &'a dyn Array,
-        _options: &'a EncoderOptions,
-    ) -> Result<Option<NullableEncoder<'a>>, ArrowError> {
-        let end = match array.data_type() {
-            DataType::Timestamp(TimeUnit::Microsecond, None) => "\"",
-            DataType::Timestamp(TimeUnit::Microsecond, Some(zone)) if is_utc(zone) => "Z\"",
-            _ => return Ok(None),
-        };
-        let times = array.as_primitive::<TimestampMicrosecondType>();
-        let encoder = TimeEncoder {
-            times,
-            end,
-            day: None,
-        };
-        Ok(Some(NullableEncoder::new(
-            Box::new(encoder),
-            times.nulls().cloned(),
-        )))
-    }
+/// An encoder of times in microseconds that are in UTC or have no zone; none of other values, which
+/// are left to the formats of the options.
+pub fn encoder<'a>(array: &'a dyn Array) -> Option<Box<dyn Encoder + 'a>> {
+    let end = match array.data_type() {
+        DataType::Timestamp(TimeUnit::Microsecond, None) => "\"",
+        DataType::Timestamp(TimeUnit::Microsecond, Some(zone)) if is_utc(zone) => "Z\"",
+        _ => return None,
+    };
+    let times = array.as_primitive::<TimestampMicrosecondType>();
+    let day = None;
+    Some(Box::new(TimeEncoder { times, end, day }))
 }
 
 /// A day since 1970, and its text up to the time of day: a quote, the date, `T`.

@@ -2,7 +2,7 @@
 //! plotly.js, which `build.rs` takes out of the crate `plotly`.
 
 use std::io::{Read, Write};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use axum::body::Bytes;
 use axum::extract::Path;
@@ -79,6 +79,9 @@ struct Asset {
     name: &'static str,
     media_type: &'static str,
     gzip: Bytes,
+    /// Without compression: kept once a client has asked for it, so that many that read slowly
+    /// share it.
+    plain: OnceLock<Bytes>,
     /// Of its content, in quotes.
     etag: HeaderValue,
 }
@@ -92,15 +95,21 @@ impl Asset {
             name,
             media_type,
             gzip,
+            plain: OnceLock::new(),
             etag,
         }
     }
 
     /// The content as it was before compression, for clients that do not take gzip.
-    fn plain(&self) -> std::io::Result<Vec<u8>> {
-        let mut plain = Vec::new();
-        GzDecoder::new(&*self.gzip).read_to_end(&mut plain)?;
-        Ok(plain)
+    fn plain(&self) -> Bytes {
+        let unpack = || {
+            let mut plain = Vec::new();
+            GzDecoder::new(&*self.gzip)
+                .read_to_end(&mut plain)
+                .expect("what was compressed here");
+            plain.into()
+        };
+        self.plain.get_or_init(unpack).clone()
     }
 }
 
@@ -170,10 +179,7 @@ pub async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Result<Respo
         return Ok((common, media_type, encoding, asset.gzip.clone()).into_response());
     }
     let plain = tokio::task::spawn_blocking(|| asset.plain()).await;
-    let plain = plain
-        .map_err(std::io::Error::from)
-        .and_then(|plain| plain)
-        .map_err(|e| ApiError::failed(e.to_string()))?;
+    let plain = plain.map_err(|e| ApiError::failed(e.to_string()))?;
     Ok((common, media_type, plain).into_response())
 }
 
@@ -195,7 +201,7 @@ mod tests {
     #[test]
     fn plotly_is_the_published_one() {
         let plotly = ASSETS.iter().find(|asset| asset.name == "plotly.js");
-        let plain = plotly.expect("an asset").plain().expect("gzip");
+        let plain = plotly.expect("an asset").plain();
         let hash = Sha256::digest(plain);
         let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hash, PLOTLY_SHA256);
