@@ -1,7 +1,7 @@
 //! The key of a message: an expression of the configuration, or what identifies the row.
 
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Int64Type, SchemaRef};
 
 use crate::config::SqlBounds;
 use crate::query::encode;
@@ -47,10 +47,15 @@ impl MessageKey {
             }
             Self::Columns(columns) => {
                 let key = rows.project(columns).map_err(|e| failed(&e))?;
-                let is_one = columns.len() == 1;
-                if is_one && key.column(0).data_type() == &DataType::Utf8 {
-                    return Ok(texts(key.column(0)));
+                // What most tables have, without a detour by JSON.
+                if let [column] = key.columns() {
+                    match column.data_type() {
+                        DataType::Utf8 => return Ok(texts(column)),
+                        DataType::Int64 => return Ok(numbers(column)),
+                        _ => {}
+                    }
                 }
+                let is_one = columns.len() == 1;
                 let mut keys = Vec::with_capacity(rows.num_rows());
                 encode::each_row(&key.schema(), std::slice::from_ref(&key), |row| {
                     let object = String::from_utf8_lossy(row);
@@ -72,6 +77,14 @@ fn texts(column: &ArrayRef) -> Vec<Option<String>> {
     let texts = column.as_any().downcast_ref::<StringArray>();
     let texts = texts.into_iter().flatten();
     texts.map(|text| text.map(str::to_owned)).collect()
+}
+
+fn numbers(column: &ArrayRef) -> Vec<Option<String>> {
+    let numbers = column.as_primitive::<Int64Type>();
+    numbers
+        .iter()
+        .map(|number| number.map(|number| number.to_string()))
+        .collect()
 }
 
 /// The value of an object with one member; none if it is null.

@@ -1,5 +1,9 @@
-//! Rows as messages. They are read and encoded by a thread of their own, while those before are
-//! handed to the client library.
+//! Rows as messages. One thread reads them and another encodes them, while those before are handed
+//! to the client library:
+//!
+//! ```text
+//! files, memory → weir-sink-rows → rows → weir-sink-json → messages → the sink's own thread
+//! ```
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -14,9 +18,12 @@ use crate::operators::lsns;
 use crate::query::encode;
 use crate::sinks::{Delivery, SinkError, SinkTable};
 
+/// Batches of rows that wait to be encoded, each of about 8 MiB; one more is being encoded, and one
+/// being read.
+const BATCHES_AHEAD: usize = 1;
 /// [`Messages`] that wait to be sent, each of about 1 MiB of rows; one more is being sent, and one
-/// is complete.
-const AHEAD: usize = 1;
+/// being encoded.
+const MESSAGES_AHEAD: usize = 4;
 /// Bytes of a buffer that is used again.
 const MAX_REUSED_BYTES: usize = 8 << 20;
 
@@ -100,21 +107,17 @@ pub fn each<E: From<SinkError>>(
     until: Instant,
     mut visit: impl FnMut(&Messages) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (sender, encoded) = sync_channel(AHEAD);
+    let (read, rows) = sync_channel(BATCHES_AHEAD);
+    let (encoded, messages) = sync_channel(MESSAGES_AHEAD);
     let (give_back, buffers) = channel();
     thread::scope(|scope| {
-        let encode = move || {
-            if let Err(error) = encode_all(delivery, table, key, until, &buffers, &sender) {
-                // If this fails, the visitor has given up before.
-                let _ = sender.send(Err(error));
-            }
-        };
-        let name = "weir-sink-rows".to_owned();
-        thread::Builder::new()
-            .name(name)
-            .spawn_scoped(scope, encode)
-            .map_err(|e| SinkError::Unavailable(format!("cannot start a thread: {e}")))?;
-        encoded.into_iter().try_for_each(|messages| {
+        spawn(scope, "weir-sink-rows", move || {
+            read_all(delivery, until, &read);
+        })?;
+        spawn(scope, "weir-sink-json", move || {
+            encode_all(rows, table, key, &buffers, &encoded);
+        })?;
+        messages.into_iter().try_for_each(|messages| {
             let messages = messages?;
             visit(&messages)?;
             if messages.json.capacity() <= MAX_REUSED_BYTES {
@@ -126,26 +129,62 @@ pub fn each<E: From<SinkError>>(
     })
 }
 
-fn encode_all(
+fn spawn<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() + Send + 'scope,
+) -> Result<(), SinkError> {
+    let started = thread::Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, work);
+    started
+        .map(drop)
+        .map_err(|e| SinkError::Unavailable(format!("cannot start a thread: {e}")))
+}
+
+/// Reads until the end, an error, or until nobody takes more.
+fn read_all(
     delivery: &mut Delivery,
+    until: Instant,
+    read: &SyncSender<Result<RecordBatch, SinkError>>,
+) {
+    loop {
+        let next = match delivery.next_batch() {
+            Ok(Some(batch)) => Ok(batch.rows),
+            Ok(None) => match delivery.extend(until) {
+                Ok(true) => continue,
+                Ok(false) => return,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        let is_error = next.is_err();
+        if read.send(next).is_err() || is_error {
+            return;
+        }
+    }
+}
+
+/// Encodes until the end, an error, or until nobody takes more.
+fn encode_all(
+    rows: Receiver<Result<RecordBatch, SinkError>>,
     table: &SinkTable,
     key: &MessageKey,
-    until: Instant,
     buffers: &Receiver<Vec<u8>>,
     encoded: &SyncSender<Result<Messages, SinkError>>,
-) -> Result<(), SinkError> {
-    loop {
-        while let Some(batch) = delivery.next_batch()? {
-            for rows in encode::slices(&batch.rows) {
-                let messages =
-                    Messages::encode(rows, table, key, buffers.try_recv().unwrap_or_default())?;
-                if encoded.send(Ok(messages)).is_err() {
-                    return Ok(());
-                }
+) {
+    for batch in rows {
+        let slices = match batch {
+            Ok(batch) => encode::slices(&batch).map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        for rows in slices {
+            let buffer = buffers.try_recv().unwrap_or_default();
+            let messages = rows.and_then(|rows| Messages::encode(rows, table, key, buffer));
+            let is_error = messages.is_err();
+            if encoded.send(messages).is_err() || is_error {
+                return;
             }
-        }
-        if !delivery.extend(until)? {
-            return Ok(());
         }
     }
 }
