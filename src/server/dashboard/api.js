@@ -6,6 +6,8 @@ import { askForToken } from "./signin.js";
 const TOKEN = "weir.token";
 /** Without a byte for so long, a stream is taken for dead: the server sends one every 15 s. */
 const SILENCE_MS = 40_000;
+/** How often a server that does not answer is asked whether it does. */
+const PROBE_MS = 2000;
 
 /** A request that failed: what is wrong, and what to do. */
 export class ApiError extends Error {
@@ -15,15 +17,25 @@ export class ApiError extends Error {
   }
 }
 
-/** Tells listeners whether the server answers: "live", "lost", "paused" or "connecting". */
+/** Notifies listeners whether the server answers: "live", "lost", "paused" or "connecting". */
 export const connection = new EventTarget();
 let state = "connecting";
+let stopProbing = null;
 
 export function setConnection(next) {
   if (next === state) return;
   state = next;
+  stopProbing?.();
+  stopProbing = next === "lost" ? poll(PROBE_MS, probe, PROBE_MS) : null;
   connection.dispatchEvent(new CustomEvent("change", { detail: next }));
 }
+
+/** One loop asks for all that wait; once the server answers, the page tries again what failed. */
+const probe = () =>
+  fetch("/healthz", { cache: "no-store" }).then(
+    (response) => response.ok && state === "lost" && setConnection("live"),
+    () => {},
+  );
 
 /** The error of a server that does not answer, which is also shown as the state of the connection. */
 export function lost() {
@@ -31,7 +43,7 @@ export function lost() {
   return new ApiError(0, {
     code: "lost",
     message: "The server does not answer.",
-    hint: "It may be restarting. The page tries again by itself; if this persists, see the log of weir run.",
+    hint: "It may be restarting. The page goes on once it answers; until then, see the log of weir run.",
   });
 }
 
@@ -57,7 +69,10 @@ export async function send(path, { method = "GET", headers = {}, body, signal, k
       throw broken(error);
     }
     if (response.status === 401) {
-      sessionStorage.setItem(TOKEN, await askForToken(token !== null));
+      let given = await askForToken(token !== null);
+      // With other characters no request would be sent at all.
+      while (!/^[\x21-\x7e]+$/.test(given)) given = await askForToken(true);
+      sessionStorage.setItem(TOKEN, given);
       continue;
     }
     setConnection("live");
@@ -72,10 +87,11 @@ const exactly = (_, value, context) =>
     ? context.source
     : value;
 
-export async function get(path, options) {
-  const response = await send(path, options);
-  return response.json().catch((error) => Promise.reject(broken(error)));
-}
+export const parse = (text) => JSON.parse(text, exactly);
+
+const read = async (response) => parse(await response.text().catch((error) => Promise.reject(broken(error))));
+
+export const get = async (path, options) => read(await send(path, options));
 
 export async function post(path, body, options = {}) {
   const headers = { "Content-Type": "application/json", ...options.headers };
@@ -84,9 +100,7 @@ export async function post(path, body, options = {}) {
 
 /** Rows of a statement: `{rows, as_of}`. */
 export async function sql(statement, { id, signal } = {}) {
-  const response = await post("/api/v1/sql", { sql: statement, format: "json", id }, { signal });
-  const text = await response.text().catch((error) => Promise.reject(broken(error)));
-  return JSON.parse(text, exactly);
+  return read(await post("/api/v1/sql", { sql: statement, format: "json", id }, { signal }));
 }
 
 export const identifier = (name) => `"${String(name).replaceAll('"', '""')}"`;
@@ -100,8 +114,13 @@ export const table = (name) => name.split(".").map(identifier).join(".");
 
 const sleep = (ms, signal) =>
   new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
   });
 
 /** Calls `onevent(name, data)` for each event of a response until it ends. */
@@ -121,7 +140,7 @@ async function readEvents(response, onevent, alive) {
         else if (line.startsWith("data:")) fields.data.push(line.slice(5).replace(/^ /, ""));
       }
       rest = rest.slice(end + 2);
-      if (fields.data.length) onevent(fields.event, JSON.parse(fields.data.join("\n")));
+      if (fields.data.length) onevent(fields.event, parse(fields.data.join("\n")));
     }
   }
 }
@@ -136,7 +155,12 @@ export function follow(path, onevent, onerror) {
   const hidden = () => document.visibilityState === "hidden";
   const visible = () =>
     new Promise((resolve) => {
-      const check = () => (!hidden() || end.signal.aborted) && resolve();
+      const check = () => {
+        if (hidden() && !end.signal.aborted) return;
+        document.removeEventListener("visibilitychange", check);
+        end.signal.removeEventListener("abort", check);
+        resolve();
+      };
       document.addEventListener("visibilitychange", check);
       end.signal.addEventListener("abort", check);
       check();
@@ -153,6 +177,7 @@ export function follow(path, onevent, onerror) {
       const stop = () => current.abort();
       end.signal.addEventListener("abort", stop, { once: true });
       let silence;
+      let isAnswered = false;
       const alive = () => {
         clearTimeout(silence);
         silence = setTimeout(() => current.abort(), SILENCE_MS);
@@ -163,13 +188,14 @@ export function follow(path, onevent, onerror) {
         wait = 250;
         await readEvents(response, onevent, alive);
       } catch (error) {
-        if (error instanceof ApiError && error.status >= 400) onerror(error);
+        isAnswered = error instanceof ApiError && error.status >= 400;
+        if (isAnswered) onerror(error);
       } finally {
         clearTimeout(silence);
         end.signal.removeEventListener("abort", stop);
       }
       if (end.signal.aborted) break;
-      if (!hidden()) setConnection("lost");
+      if (!hidden() && !isAnswered) setConnection("lost");
       await sleep(wait, end.signal);
       wait = Math.min(wait * 2, 4000);
     }
@@ -180,13 +206,15 @@ export function follow(path, onevent, onerror) {
 
 /**
  * Calls `work` now and then every `ms`, while the tab is visible, until the returned function is
- * called. The next call waits for the one before.
+ * called. The next call waits for the one before; the first waits for `first`.
  */
-export function poll(ms, work) {
+export function poll(ms, work, first = 0) {
   const end = new AbortController();
   (async () => {
+    if (first) await sleep(first, end.signal);
     while (!end.signal.aborted) {
       if (document.visibilityState !== "hidden") await work(end.signal);
+      if (end.signal.aborted) break;
       await sleep(ms, end.signal);
     }
   })();

@@ -1,7 +1,7 @@
 // Starts the page: chooses the section by the part of the URL after #, and shows what sections share.
 
-import { connection, get, lost } from "./api.js";
-import { errorBox, h, link, select, setText, show } from "./dom.js";
+import { connection, lost } from "./api.js";
+import { errorBox, h, link, resume, select, setText, show } from "./dom.js";
 import { changed, configuration, place, setPlace, setStream, stream } from "./state.js";
 
 /** Sections by the first word of the path; each module has `mount(root)`, `enter(path, query)`, `leave()`. */
@@ -20,14 +20,18 @@ const UNDER = { notebook: "sql" };
 function load(name) {
   return SECTIONS[name]().catch((error) => {
     console.info(error);
-    reloadOnceAnswered();
-    throw lost();
+    throw Object.assign(lost(), { isOfScript: true });
   });
 }
 
-function reloadOnceAnswered() {
-  const again = () => get("/api/v1/status").then(() => location.reload(), reloadOnceAnswered);
-  setTimeout(again, 1000);
+/** When the page was last loaded again for a script. */
+const RELOADED = "weir.reloaded";
+const RELOAD_MS = 60_000;
+const wasReloaded = () => Date.now() - Number(sessionStorage.getItem(RELOADED)) < RELOAD_MS;
+
+function reload() {
+  sessionStorage.setItem(RELOADED, String(Date.now()));
+  location.reload();
 }
 
 const at = (id) => document.getElementById(id);
@@ -35,16 +39,23 @@ const mounted = new Map();
 let current = null;
 let visit = 0;
 
+/** Links that people write are not always encoded. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function route() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-  const [name, ...rest] = path.split("/").map(decodeURIComponent);
-  const known = name in SECTIONS ? name : "overview";
+  const [name, ...rest] = path.split("/").map(decoded);
+  const known = Object.hasOwn(SECTIONS, name) ? name : "overview";
   return { name: known, path: rest, query: new URLSearchParams(query ?? "") };
 }
 
 async function open() {
-  // Links within the page, such as the one to its content, are not sections.
-  if (location.hash && !location.hash.startsWith("#/")) return;
   const { name, path, query } = route();
   const own = ++visit;
   const root = at(name);
@@ -65,13 +76,17 @@ async function open() {
       mounted.set(name, section);
       await section.mount(root);
     }
-    if (own === visit) await section.enter(path, query);
+    if (own !== visit) return;
+    focusSearch();
+    await section.enter(path, query);
   } catch (error) {
     if (own !== visit) return;
     if (error.status === undefined) console.error(error);
     mounted.delete(name);
-    show(root, errorBox(error, open));
-    if (error.status === 0) setTimeout(() => own === visit && open(), 2000);
+    const box = errorBox(error, error.isOfScript ? reload : open);
+    // By itself only now and then: a script may be broken while the server answers.
+    if (error.isOfScript && wasReloaded()) box.resume = null;
+    show(root, box);
   }
 }
 
@@ -87,10 +102,10 @@ function choose(name) {
 }
 
 /** Chooses the stream that the URL names, else stays with the one shown, else takes the first. */
-function chooseStream({ streams }, asked) {
+async function chooseStream({ streams }, asked) {
   const names = Object.keys(streams ?? {});
-  if (names.includes(asked)) setStream(asked);
-  else if (!names.includes(stream)) setStream(names[0] ?? null);
+  if (names.includes(asked)) await setStream(asked);
+  else if (!names.includes(stream)) await setStream(names[0] ?? null);
   const isChoice = names.length > 1;
   show(
     at("stream"),
@@ -116,6 +131,7 @@ const STATES = {
 connection.addEventListener("change", ({ detail }) => {
   at("connection").dataset.state = detail;
   setText(at("connection-text"), STATES[detail]);
+  if (detail === "live") resume(document.querySelectorAll("main > section:not([hidden]) [role=alert]"));
 });
 
 changed.addEventListener("place", () => {
@@ -135,13 +151,29 @@ changed.addEventListener("place", () => {
   );
 });
 
+let isSearchWanted = false;
+
+/** Once the search is shown, its box takes the focus if `/` asked for it. */
+function focusSearch() {
+  if (!isSearchWanted || current?.name !== "search") return;
+  isSearchWanted = false;
+  at("search-text")?.focus();
+}
+
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.closest?.("input, textarea, select, [contenteditable]");
   if (event.key === "/" && !isTyping && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
-    location.hash = "#/search";
-    requestAnimationFrame(() => at("search-text")?.focus());
+    isSearchWanted = true;
+    if (route().name === "search") focusSearch();
+    else location.hash = "#/search";
   }
+});
+
+// The link would replace the section in the URL.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  at("content").focus();
 });
 
 addEventListener("hashchange", open);

@@ -23,7 +23,11 @@ export class Cell {
       value: statement,
       rows,
       onrun: () => this.run(),
-      oninput: () => onchange?.(),
+      oninput: () => {
+        // What is being written is not run by itself.
+        this.problem.resume = null;
+        onchange?.();
+      },
     });
     this.editor.area.readOnly = Boolean(isReadOnly);
     this.result = new Result({ chart, onchart: () => onchange?.() });
@@ -77,6 +81,7 @@ export class Cell {
       this.onrun?.({ statement, rows: answer.rows.length, ms: took });
     } catch (error) {
       this.fail(error, shift);
+      if (error.status === 0) this.problem.resume = () => this.run();
     } finally {
       clearInterval(clock);
       this.end();
@@ -88,6 +93,7 @@ export class Cell {
     this.abort = new AbortController();
     running.add(this);
     this.problem.hidden = true;
+    this.problem.resume = null;
     this.editor.clearError();
     this.runButton.disabled = true;
     this.cancelButton.hidden = false;

@@ -18,6 +18,12 @@ function plotly() {
   return loading;
 }
 
+const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+
+/** A value for plotly, which takes <a>, <b> and the like in texts for markup. */
+export const plain = (value) =>
+  typeof value === "string" ? value.replace(/[&<>]/g, (sign) => ESCAPES[sign]) : value;
+
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** Colours of series, in order; readable on both backgrounds and by the colour-blind. */
@@ -40,7 +46,13 @@ function layout(more, width) {
     font: { family: css("--font"), size: 12, color: css("--text") },
     margin: { l: 48, r: 12, t: 8, b: 32 },
     hovermode: "x unified",
-    hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--text") } },
+    // Names are not cut, which would be in the middle of an escaped sign.
+    hoverlabel: {
+      bgcolor: css("--panel"),
+      bordercolor: css("--line"),
+      font: { color: css("--text") },
+      namelength: -1,
+    },
     legend: { orientation: "h", y: 1.12, x: 0, font: { color: css("--muted") } },
     xaxis: { ...axis, nticks: Math.max(3, Math.floor(width / 90)), ...xaxis },
     yaxis: { ...axis, rangemode: "tozero", ...yaxis },
@@ -65,7 +77,7 @@ export async function draw(element, label, traces, more = {}) {
   element.setAttribute("aria-label", label);
   element.redraw = () => library.react(element, traces, layout(more, element.clientWidth), CONFIG);
   await element.redraw();
-  resized.observe(element);
+  if (element.redraw) resized.observe(element);
 }
 
 /** Removes a chart with its listeners. */

@@ -7,6 +7,7 @@ import { pretty } from "./hit.js";
 
 const MAX_REASONS = 200;
 const PAGE = 20;
+let visit = 0;
 
 export function deadLettersTab() {
   const reasons = h("div", { id: "dead-letter-reasons" });
@@ -30,6 +31,7 @@ async function showReasons(element, letters, reload) {
       `from dead_letters group by 1, 2 order by last_at desc limit ${MAX_REASONS}`,
   );
   if (rows.length === 0) {
+    visit += 1;
     show(letters);
     show(
       element,
@@ -93,7 +95,7 @@ function reasonRow(row, letters, reload) {
         const done = await (await post("/api/v1/dead-letters/retry", { stream, reason })).json();
         const still = Object.values(done.still_refused ?? {}).reduce((sum, count) => sum + count, 0);
         setText(outcome, `${number(done.retried)} became events, ${number(still)} still rejected`);
-        if (done.retried > 0) setTimeout(reload, 1500);
+        if (done.retried > 0) outcome.append(". ", link("Reload", reload, { class: "link small" }));
       } catch (error) {
         setText(outcome, error.message);
       }
@@ -119,12 +121,14 @@ function reasonRow(row, letters, reload) {
 
 /** The newest records of a reason, in front of the reader if they were asked for. */
 async function showLetters(element, { stream, reason }, isAsked) {
+  const own = ++visit;
   show(element, h("p", { class: "loading" }, "Loading …"));
   try {
     const { rows } = await sql(
       `select lsn, received_at, source, bytes, retried_lsn from dead_letters where stream = ${literal(stream)} and reason = ${literal(reason)} ` +
         `order by lsn desc limit ${PAGE}`,
     );
+    if (own !== visit) return;
     show(
       element,
       h(
@@ -168,6 +172,7 @@ async function showLetters(element, { stream, reason }, isAsked) {
     );
     if (isAsked) element.scrollIntoView({ block: "nearest" });
   } catch (error) {
+    if (own !== visit) return;
     show(
       element,
       errorBox(error, () => showLetters(element, { stream, reason }, isAsked)),

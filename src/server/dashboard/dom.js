@@ -71,15 +71,26 @@ export function select(label, options, value, onchange, props = {}) {
 export const empty = (title, hint) =>
   h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), hint && h("p", {}, hint));
 
-/** An error with what to do next, and a way to try again. */
+/** An error with what to do next, and a way to try again, which a server that is back does, too. */
 export function errorBox(error, retry) {
-  return h(
+  const box = h(
     "div",
     { class: "error-box", role: "alert" },
     h("p", { class: "error-title" }, error.message),
     error.hint && h("p", {}, error.hint),
     retry && button("Try again", retry),
   );
+  if (error.status === 0) box.resume = retry;
+  return box;
+}
+
+/** Tries again what failed because the server did not answer, once for each alert. */
+export function resume(alerts) {
+  for (const alert of alerts) {
+    const again = alert.resume;
+    alert.resume = null;
+    again?.();
+  }
 }
 
 /** A panel: a titled box whose body its owner fills. */

@@ -5,6 +5,17 @@ import { FUNCTIONS, keywords, offsetOf, tablesIn, tokens, wordAt } from "./sqlte
 import { catalog } from "./state.js";
 
 const MAX_OFFERS = 10;
+/** Keys after which the caret is elsewhere. */
+const MOVES = new Set([
+  "ArrowLeft",
+  "ArrowRight",
+  "ArrowUp",
+  "ArrowDown",
+  "Home",
+  "End",
+  "PageUp",
+  "PageDown",
+]);
 let editors = 0;
 
 export class Editor {
@@ -13,6 +24,7 @@ export class Editor {
     const id = `editor-${++editors}`;
     this.listId = `${id}-offers`;
     this.mark = null;
+    this.asked = 0;
     this.area = h("textarea", {
       class: "editor-text",
       id,
@@ -53,6 +65,7 @@ export class Editor {
 
   set value(text) {
     this.area.value = text;
+    this.close();
     this.clearError();
   }
 
@@ -122,9 +135,7 @@ export class Editor {
       this.offer(false);
     });
     this.area.addEventListener("scroll", () => this.scroll());
-    this.area.addEventListener("blur", () => {
-      this.close();
-    });
+    for (const name of ["blur", "pointerdown"]) this.area.addEventListener(name, () => this.close());
     this.area.addEventListener("keydown", (event) => this.onkey(event));
     new ResizeObserver(() => this.scroll()).observe(this.area);
   }
@@ -147,18 +158,21 @@ export class Editor {
     } else if (isOpen && event.key === "Escape") {
       event.preventDefault();
       this.close();
-    }
+    } else if (MOVES.has(event.key)) this.close();
   }
 
   /** Offers completions of the word at the caret; without a word only where they are asked for. */
   async offer(isAsked) {
+    const own = ++this.asked;
     const tables = await catalog().catch(() => []);
+    if (own !== this.asked || document.activeElement !== this.area) return null;
     const { selectionStart: caret, value } = this.area;
     const { word, owner, start } = wordAt(value, caret);
     if (!isAsked && word.length < 1 && !owner) return this.close();
     const found = completions(tables, value, word, owner).slice(0, MAX_OFFERS);
     if (found.length === 0 || (found.length === 1 && found[0].text === word)) return this.close();
     this.start = start;
+    this.caret = caret;
     this.found = found;
     show(
       this.offers,
@@ -204,12 +218,13 @@ export class Editor {
   }
 
   take(at) {
-    this.area.setRangeText(this.found[at].text, this.start, this.area.selectionStart, "end");
+    this.area.setRangeText(this.found[at].text, this.start, this.caret, "end");
     this.close();
     this.changed();
   }
 
   close() {
+    this.asked += 1;
     this.offers.hidden = true;
     this.area.removeAttribute("aria-activedescendant");
   }

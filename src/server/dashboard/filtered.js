@@ -15,10 +15,10 @@ async function counts(column, where, span = "this place") {
   const type = (await columns()).find(({ name }) => name === column)?.type ?? "";
   const value = /list/i.test(type) ? `unnest(${identifier(column)})` : identifier(column);
   const { rows } = await sql(
-    `select "value", count(*) as n from (select ${value} as "value" from ${table(stream)} where ${where}) as v ` +
-      "group by 1 order by n desc limit 1000",
+    `select "value", count(*) as n, sum(count(*)) over () as total from (select ${value} as "value" from ${table(stream)} where ${where}) as v ` +
+      `group by 1 order by n desc limit ${MAX_VALUES + 1}`,
   );
-  const total = rows.reduce((sum, { n }) => sum + n, 0);
+  const total = rows[0]?.total ?? 0;
   return { total, values: rows.slice(0, MAX_VALUES), span, complete: rows.length <= MAX_VALUES };
 }
 
@@ -70,7 +70,7 @@ async function compute(panels, minutes, signal, receive) {
   if (!around) return;
   const { count } = await declaration();
   const where = `${around} and ${await countedOnce()}`;
-  const all = panels().map((panel) => [panel.id, computation(panel, where, minutes, count)]);
+  const all = panels.map((panel) => [panel.id, computation(panel, where, minutes, count)]);
   const waiting = all.filter(([, work]) => work);
   const worker = async () => {
     while (waiting.length > 0 && !signal.aborted) {
@@ -86,6 +86,6 @@ async function compute(panels, minutes, signal, receive) {
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
 }
 
-/** Shows panels of the filtered place until the returned function is called; `panels()` lists them. */
+/** Shows those of the panels that can be filtered, until the returned function is called. */
 export const followFiltered = (panels, minutes, receive) =>
   poll(EVERY_MS, (signal) => compute(panels, minutes, signal, receive));

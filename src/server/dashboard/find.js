@@ -21,7 +21,10 @@ export function facetColumns({ count, search }, all) {
 
 /** Whether a value, or an item of a list, equals the one that is filtered by. */
 const matches = (event, [column, value]) =>
-  [event[column]].flat().some((v) => v === value || (v ?? null) === value);
+  [event[column]].flat().some((own) => asText(own) === asText(value));
+
+/** Whole numbers come as texts where a double cannot hold them. */
+const asText = (value) => ((value ?? null) === null ? null : String(value));
 
 /** A search with its pages so far. */
 export class Search {
@@ -99,17 +102,24 @@ export class Search {
     if (from) conditions.push(`event_time >= ${instant(from)}`);
     if (to) conditions.push(`event_time < ${instant(to)}`);
     if (this.after) {
-      const time = `timestamp ${literal(this.after.time)}`;
-      conditions.push(`(event_time < ${time} or event_time = ${time} and lsn < ${this.after.lsn})`);
+      const { end, lsns } = this.after;
+      conditions.push(`event_time < timestamp ${literal(end)}`, `lsn not in (${lsns.join(", ")})`);
     }
     const where = conditions.length ? `where ${conditions.join(" and ")} ` : "";
     const { rows } = await sql(
       `select * from ${table(stream)} ${where}order by event_time desc, lsn desc limit ${PAGE}`,
     );
     this.hasMore = rows.length === PAGE;
-    const last = rows.at(-1);
-    this.after = last && { time: last.event_time, lsn: last.lsn };
+    if (this.hasMore) this.after = this.following(rows);
     return rows.map((event) => ({ lsn: event.lsn, event_time: event.event_time, highlights: {}, event }));
+  }
+
+  /** Where the next page begins: times are stored in microseconds and shown in milliseconds, so it is
+   * at the end of the last one's millisecond, without the rows of that which are shown. */
+  following(rows) {
+    const { event_time } = rows.at(-1);
+    const all = [...this.shown, ...rows].filter((row) => row.event_time === event_time);
+    return { end: new Date(Date.parse(event_time) + 1).toISOString(), lsns: all.map(({ lsn }) => lsn) };
   }
 
   condition(column, value) {
@@ -131,10 +141,12 @@ export class Search {
   }
 }
 
-/** A time of the parameters, `now-1h` or RFC 3339, in SQL. */
-function instant(text) {
+/** A time of the parameters, `now-1h` or RFC 3339, as the latter. */
+export function absolute(text) {
   const relative = /^now-(\d+)([smhd])$/.exec(text);
-  if (!relative) return `timestamp ${literal(text)}`;
+  if (!relative) return text;
   const unit = { s: 1, m: 60, h: 3600, d: 86_400 }[relative[2]];
-  return `timestamp ${literal(new Date(Date.now() - relative[1] * unit * 1000).toISOString())}`;
+  return new Date(Date.now() - relative[1] * unit * 1000).toISOString();
 }
+
+const instant = (text) => `timestamp ${literal(absolute(text))}`;

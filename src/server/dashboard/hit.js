@@ -1,7 +1,7 @@
 // One hit of a search: its title with what matched, its values, and the record as it was received.
 
 import { sql } from "./api.js";
-import { h, link, show } from "./dom.js";
+import { errorBox, h, link, show } from "./dom.js";
 import { isTime, number, text, time, valueNode } from "./format.js";
 import { highlight } from "./highlights.js";
 import { facetColumns } from "./find.js";
@@ -161,7 +161,10 @@ async function showReceived(element, lsn) {
       h("pre", { class: "code", tabindex: 0, "aria-label": "Record as received" }, pretty(row.bytes)),
     );
   } catch (error) {
-    show(element, h("p", { class: "panel-error", role: "alert" }, error.message));
+    show(
+      element,
+      errorBox(error, () => showReceived(element, lsn)),
+    );
   }
 }
 

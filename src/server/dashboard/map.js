@@ -1,7 +1,7 @@
 // The map of venues and recent events. A click filters the page to a place and shows what is near.
 
 import { get, identifier, literal, poll, sql, table } from "./api.js";
-import { button, empty, errorBox, h, link, select, setText, show } from "./dom.js";
+import { button, empty, errorBox, h, link, select, setText, show, update } from "./dom.js";
 import { compact, distance, number, time } from "./format.js";
 import { openSearch } from "./links.js";
 import { changed, coordinates, countedOnce, declaration, place, setPlace, stream } from "./state.js";
@@ -30,8 +30,9 @@ let isShown = false;
 export function mount(root) {
   map = new WorldMap({
     label: "Map of venues and events",
-    onclick: ({ lat, lon, metresPerPixel }) =>
-      setPlace({ lat, lon, km: place?.km ?? roundRadius(metresPerPixel) }),
+    onclick: async ({ lat, lon, metresPerPixel }) => {
+      if (await coordinates()) setPlace({ lat, lon, km: place?.km ?? roundRadius(metresPerPixel) });
+    },
   });
   side = h("aside", { class: "map-side", "aria-label": "Place", id: "map-place" });
   summary = h("span", { class: "muted", role: "status", id: "map-summary" });
@@ -52,10 +53,12 @@ export function mount(root) {
     problem,
     h("div", { class: "map-layout" }, map.root, side),
   );
-  changed.addEventListener("place", () => {
-    showPlace();
+  changed.addEventListener("place", showPlace);
+  changed.addEventListener("stream", () => {
+    busiest = [];
+    map.setPoints([]);
+    if (isShown) enter();
   });
-  changed.addEventListener("stream", restart);
 }
 
 export function enter() {
@@ -114,7 +117,7 @@ async function refresh(signal) {
     }
     map.setPoints(rows);
     busiest = rows.slice(0, MAX_VENUES);
-    if (!place) showBusiest();
+    if (!place) listBusiest();
     const total = rows.reduce((sum, { n }) => sum + n, 0);
     const most = rows.length === MAX_PLACES ? "the busiest " : "";
     setText(
@@ -130,6 +133,8 @@ async function refresh(signal) {
 
 let visit = 0;
 let busiest = [];
+const busiestTitle = h("h3", {}, "Most events");
+const busiestList = h("ol", { class: "venues" });
 
 function goTo(next) {
   setPlace(next);
@@ -146,19 +151,29 @@ function showBusiest() {
       { class: "muted" },
       "Click the map for the nearest venues with their coming events. Overview and search are then filtered to that place.",
     ),
-    busiest.length > 0 && h("h3", {}, "Most events"),
-    h(
-      "ol",
-      { class: "venues" },
-      busiest.map(({ lat, lon, label, n }) =>
-        h(
-          "li",
-          { class: "venue-name" },
-          link(label ?? `${lat.toFixed(3)}, ${lon.toFixed(3)}`, () => goTo({ lat, lon, km: 5 })),
-          h("span", { class: "muted distance" }, number(n)),
-        ),
+    busiestTitle,
+    busiestList,
+  );
+  listBusiest();
+}
+
+/** Elements stay where they are, so that a focus does. */
+function listBusiest() {
+  busiestTitle.hidden = busiest.length === 0;
+  update(
+    busiestList,
+    busiest,
+    (_, at) =>
+      h(
+        "li",
+        { class: "venue-name" },
+        link("", () => goTo({ lat: busiest[at].lat, lon: busiest[at].lon, km: 5 })),
+        h("span", { class: "muted distance" }),
       ),
-    ),
+    ({ children: [name, events] }, { lat, lon, label, n }) => {
+      setText(name, label ?? `${lat.toFixed(3)}, ${lon.toFixed(3)}`);
+      setText(events, number(n));
+    },
   );
 }
 

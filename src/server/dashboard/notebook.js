@@ -19,24 +19,40 @@ let root;
 let name = null;
 let version = null;
 let title;
-let list;
+/** The element with the cells: null until a notebook is shown, and another for each. */
+let list = null;
 let cells = [];
 let status;
 let saveButton;
-let isChanged = false;
+let isSaving = false;
+/** Changes so far, and as of how many of them the server has the notebook. */
+let edits = 0;
+let stored = 0;
+let visit = 0;
+
+const isChanged = () => edits !== stored;
 
 addEventListener("beforeunload", (event) => {
-  if (isChanged) event.preventDefault();
+  if (isChanged()) event.preventDefault();
 });
 
 export function mount(element) {
   root = element;
 }
 
-export async function enter([asked]) {
-  if (isChanged && asked === name && root.firstChild) return;
+export async function enter([asked = null]) {
+  if (isChanged() && asked === name) return;
+  if (isChanged() && !confirm("Discard unsaved changes?")) {
+    location.replace(`#/notebook${name ? `/${name}` : ""}`);
+    return;
+  }
   leave();
-  name = asked ?? null;
+  const own = visit;
+  for (const { cell } of cells) cell?.result.hide();
+  list = null;
+  cells = [];
+  stored = edits;
+  name = asked;
   show(root, h("p", { class: "loading" }, "Loading …"));
   try {
     await listNotebooks();
@@ -50,9 +66,11 @@ export async function enter([asked]) {
             { kind: "sql", sql: "" },
           ],
         };
+    if (own !== visit) return;
     version = read.version ?? null;
     build(read);
   } catch (error) {
+    if (own !== visit) return;
     show(
       root,
       h("h1", { class: "visually-hidden" }, "Notebook"),
@@ -63,6 +81,7 @@ export async function enter([asked]) {
 }
 
 export function leave() {
+  visit += 1;
   for (const { cell } of cells) cell?.cancel();
 }
 
@@ -85,7 +104,7 @@ function build(read) {
     "data-test": "notebook-save",
     disabled: true,
   });
-  cells = [];
+  isSaving = false;
   show(
     root,
     h("h1", { class: "visually-hidden" }, "Notebook"),
@@ -97,7 +116,7 @@ function build(read) {
       title,
       h("span", { class: "spacer" }),
       status,
-      button("Run all", runAll, { "data-test": "run-all" }),
+      button("Run all", () => runAll(), { "data-test": "run-all" }),
       canWrite
         ? [saveButton, name && button("Delete", remove, { "data-test": "notebook-delete" })]
         : h("span", { class: "tag", "data-test": "read-only" }, "read-only"),
@@ -112,14 +131,13 @@ function build(read) {
       ),
   );
   for (const cell of read.cells) insert(cell, canWrite);
-  isChanged = false;
   show(status, read.changed && ["saved ", time(read.changed)]);
   runAll();
 }
 
 function noteChange() {
-  isChanged = true;
-  saveButton.disabled = false;
+  edits += 1;
+  saveButton.disabled = isSaving;
   setText(status, "not saved");
 }
 
@@ -215,46 +233,67 @@ function move(entry, by) {
 
 function drop(entry) {
   entry.cell?.cancel();
+  entry.cell?.result.hide();
   cells.splice(cells.indexOf(entry), 1);
   entry.root.remove();
   noteChange();
 }
 
-async function runAll() {
-  for (const { cell } of [...cells]) await cell?.run();
+/** Runs the cells from one on, one after the other, while they are shown. */
+async function runAll(from = 0) {
+  const own = visit;
+  for (const entry of cells.slice(from)) {
+    if (own !== visit) return;
+    if (!cells.includes(entry) || !entry.cell) continue;
+    await entry.cell.run();
+    const { problem } = entry.cell;
+    if (problem.resume) {
+      problem.resume = () => runAll(cells.indexOf(entry));
+      return;
+    }
+  }
 }
 
 async function save() {
+  if (isSaving) return;
   const notebook = { title: title.value.trim() || "Untitled", cells: cells.map((entry) => entry.read()) };
-  if (!name) {
-    const saved = await saveAsNotebook(notebook.cells, notebook.title);
-    if (!saved) return;
-    isChanged = false;
-    location.hash = `#/notebook/${saved}`;
-    return;
-  }
+  const of = list;
+  const at = edits;
+  isSaving = true;
+  saveButton.disabled = true;
   try {
-    const stored = await writeNotebook(name, notebook, version);
-    version = stored.version;
-    isChanged = false;
-    saveButton.disabled = true;
-    show(status, "saved ", time(stored.changed ?? new Date().toISOString()));
+    if (name) {
+      const saved = await writeNotebook(name, notebook, version);
+      if (of !== list) return;
+      version = saved.version;
+      stored = at;
+      show(status, isChanged() ? "not saved" : ["saved ", time(saved.changed ?? new Date().toISOString())]);
+    } else {
+      const saved = await saveAsNotebook(notebook.cells, notebook.title);
+      if (!saved) return;
+      stored = at;
+      location.hash = `#/notebook/${saved}`;
+    }
   } catch (error) {
-    if (error.status === 412) conflict();
-    else
-      show(
-        status,
-        h(
-          "span",
-          { class: "error-title", role: "alert" },
-          [error.message, error.hint].filter(Boolean).join(" "),
-        ),
-      );
+    if (of !== list) return;
+    if (error.status === 412) conflict("Overwrite it", save);
+    else fail(error);
+  } finally {
+    if (of === list) {
+      isSaving = false;
+      saveButton.disabled = !isChanged();
+    }
   }
 }
 
-/** Another browser has saved since this one read. */
-function conflict() {
+function fail({ message, hint }) {
+  const text = [message, hint].filter(Boolean).join(" ");
+  show(status, h("span", { class: "error-title", role: "alert" }, text));
+}
+
+/** Another browser has saved since this one read: `repeat` does all the same what was refused. */
+function conflict(label, repeat) {
+  const of = list;
   show(
     status,
     h(
@@ -263,23 +302,34 @@ function conflict() {
       "This notebook was saved elsewhere since you opened it. ",
     ),
     button("Load that version", () => {
-      isChanged = false;
+      stored = edits;
       enter([name]);
     }),
-    button("Overwrite it", async () => {
-      version = (await readNotebook(name)).version;
-      await save();
+    button(label, async () => {
+      try {
+        const read = await readNotebook(name);
+        if (of === list) version = read.version;
+      } catch (error) {
+        if (of !== list) return;
+        if (error.status !== 404) return fail(error);
+        version = 0;
+      }
+      if (of === list) await repeat();
     }),
   );
 }
 
 async function remove() {
   if (!confirm(`Delete the notebook “${title.value || name}”?`)) return;
+  const of = list;
+  const own = visit;
   try {
-    await removeNotebook(name);
-    isChanged = false;
-    location.hash = "#/sql";
+    await removeNotebook(name, version);
   } catch (error) {
-    setText(status, error.message);
+    if (of !== list) return;
+    if (error.status === 412) return conflict("Delete it", remove);
+    if (error.status !== 404) return fail(error);
   }
+  if (of === list) stored = edits;
+  if (own === visit) location.hash = "#/sql";
 }

@@ -34,7 +34,8 @@ export async function writeNotebook(name, { title, cells }, version) {
   }
 }
 
-export const removeNotebook = (name) => send(path(name), { method: "DELETE" });
+export const removeNotebook = (name, version) =>
+  send(path(name), { method: "DELETE", headers: version ? { "If-Match": `"${version}"` } : {} });
 
 /** A name in the form that the server takes, from a title. */
 export const nameOf = (title) =>

@@ -11,6 +11,7 @@ let root;
 let grid;
 let minutes = "5";
 let stop = null;
+let stopFiltered = null;
 let clock = null;
 let panels = new Map();
 let isShown = false;
@@ -61,28 +62,33 @@ export function leave() {
 
 function end() {
   stop?.();
+  stopFiltered?.();
   clearInterval(clock);
   stop = null;
+  stopFiltered = null;
+}
+
+/** Removes the panels with what they listen to. */
+function clear() {
+  for (const own of panels.values()) own.end?.();
+  panels = new Map();
 }
 
 function restart() {
   if (!isShown) return;
   end();
-  panels = new Map();
+  clear();
   show(grid, h("p", { class: "loading" }, "Loading …"));
   setText(document.getElementById("overview-stream"), stream ?? "");
   const query = new URLSearchParams({ minutes });
   if (stream) query.set("stream", stream);
-  const stops = [follow(`/api/v1/overview?${query}`, receive, fail)];
-  if (place)
-    stops.push(followFiltered(() => [...panels.values()].map((own) => own.panel), Number(minutes), receive));
-  stop = () => stops.forEach((each) => each());
+  stop = follow(`/api/v1/overview?${query}`, receive, fail);
   clock = setInterval(showAges, 1000);
 }
 
 /** The server refuses the stream of events; its next layout builds the panels again. */
 function fail(error) {
-  panels = new Map();
+  clear();
   show(grid, errorBox(error, restart));
 }
 
@@ -104,7 +110,7 @@ function receive(event, message, isFiltered = false) {
 function lay(layout) {
   const names = layout.panels.map(({ id }) => id).join("\n");
   if (names === [...panels.keys()].join("\n")) return;
-  panels = new Map();
+  clear();
   isBalanced = false;
   for (const panel of layout.panels.filter(({ kind }) => kind in PANELS)) {
     const kind = PANELS[panel.kind];
@@ -124,6 +130,9 @@ function lay(layout) {
     others.length > 0 && h("div", { class: "columns" }, inColumns(others)),
     all.filter((panel) => panel.place === "latest").map((panel) => panel.root),
   );
+  stopFiltered?.();
+  const listed = all.map(({ panel }) => panel);
+  stopFiltered = place && followFiltered(listed, Number(minutes), receive);
 }
 
 /** Panels with a row of their own above the columns, in their order. */

@@ -2,7 +2,7 @@
 // functions that show data and errors.
 
 import { h, panel as frame, setText, show, update } from "./dom.js";
-import { draw, palette } from "./chart.js";
+import { clear, draw, palette, plain } from "./chart.js";
 import { bytes, compact, duration, number, rate, setTime, time, valueNode } from "./format.js";
 import { openSearch } from "./links.js";
 import { stream } from "./state.js";
@@ -60,7 +60,7 @@ const countsKind = {
     const rest = nothing("");
     own.content.append(list, rest);
     const onvalue = panel.column && ((value) => openSearch({ column: panel.column, value }));
-    const showData = ({ total, values, span, complete }) => {
+    const showData = ({ total, values, span, complete, max_error: maxError }) => {
       own.clearError();
       const listed = values.reduce((sum, { n }) => sum + n, 0);
       setText(own.detail, `${compact(total)} ${span ? `in ${span}` : "in total"}`);
@@ -68,7 +68,8 @@ const countsKind = {
       bars(list, values, total, onvalue);
       const others = total - listed;
       rest.hidden = values.length > 0 && (others <= 0 || complete === true);
-      setText(rest, values.length === 0 ? "No events yet." : `${compact(others)} with other values`);
+      const low = maxError ? `; numbers may be too low by up to ${compact(maxError)}` : "";
+      setText(rest, values.length === 0 ? "No events yet." : `${compact(others)} with other values${low}`);
     };
     return { ...own, showData };
   },
@@ -76,6 +77,7 @@ const countsKind = {
 
 const lineKind = {
   canFilter: true,
+  /** `end` removes the chart with its listeners. */
   build(panel) {
     const own = framed(panel, "line");
     const chart = h("div", { class: "chart chart-line", "data-test": "line" });
@@ -94,7 +96,7 @@ const lineKind = {
       const traces = ordered.map(({ value, n }, at) => ({
         type: "scatter",
         mode: "lines",
-        name: value === null ? "(none)" : String(value).slice(0, 40),
+        name: value === null ? "(none)" : plain(String(value).slice(0, 40)),
         stackgroup: "all",
         line: { width: 1.5, color: colors[at % colors.length] },
         x: n.map((_, bucket) => new Date(from + bucket * bucket_s * 1000)),
@@ -117,7 +119,11 @@ const lineKind = {
       if (isEmpty) return;
       pending = setTimeout(() => render(data), Math.max(0, 1000 - (performance.now() - last)));
     };
-    return { ...own, showData };
+    const end = () => {
+      clearTimeout(pending);
+      clear(chart);
+    };
+    return { ...own, showData, end };
   },
 };
 
@@ -281,6 +287,11 @@ const healthKind = {
       setText(of.value, bytes(bytesUsed));
       show(of.note, limit ? [meter(`${name} used`, bytesUsed, limit), `of ${bytes(limit)}`] : "no limit");
     };
+    const dead = {
+      why: h("a", { href: "#/pipeline/dead-letters", hidden: true }, "see why"),
+      unit: h("span", {}, "records"),
+    };
+    tiles.dead.note.append(dead.why, dead.unit);
     const showData = (health) => {
       own.clearError();
       if (health.watermark) {
@@ -296,10 +307,8 @@ const healthKind = {
       setText(tiles.late.value, compact(health.late));
       setText(tiles.late.note, "events");
       setText(tiles.dead.value, compact(health.dead_letters));
-      show(
-        tiles.dead.note,
-        health.dead_letters > 0 ? h("a", { href: "#/pipeline/dead-letters" }, "see why") : "records",
-      );
+      dead.unit.hidden = health.dead_letters > 0;
+      dead.why.hidden = !dead.unit.hidden;
       used(tiles.disk, "Disk", health.disk_bytes, health.disk_limit_bytes);
       used(tiles.memory, "Memory", health.memory_bytes, health.memory_limit_bytes);
       setText(own.detail, health.ready === false ? "not ready" : "ready");

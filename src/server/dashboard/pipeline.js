@@ -17,6 +17,7 @@ const TABS = [
 ];
 
 let tabs;
+let problem;
 let body;
 let stop = null;
 let shown = null;
@@ -38,8 +39,9 @@ export function mount(root) {
       ),
     ),
   );
+  problem = h("div");
   body = h("div");
-  show(root, h("div", { class: "section-head" }, h("h1", {}, "Pipeline"), tabs), body);
+  show(root, h("div", { class: "section-head" }, h("h1", {}, "Pipeline"), tabs), problem, body);
 }
 
 export function enter([asked]) {
@@ -51,6 +53,7 @@ export function enter([asked]) {
   }
   if (!built.has(name)) built.set(name, create());
   shown = built.get(name);
+  show(problem);
   show(body, shown.root);
   if (shown.refresh) stop = poll(EVERY_MS, refresh);
   shown.enter?.();
@@ -66,14 +69,12 @@ async function refresh(signal) {
   try {
     const [status, metrics, ready] = await Promise.all([get("/api/v1/status"), readMetrics(), readiness()]);
     if (signal.aborted) return;
-    if (body.firstChild !== tab.root) show(body, tab.root);
     await tab.refresh({ status, metrics, ready });
+    if (!signal.aborted) show(problem);
   } catch (error) {
-    if (!signal.aborted)
-      show(
-        body,
-        errorBox(error, () => enter([tab && TABS.find(([name]) => built.get(name) === tab)[0]])),
-      );
+    // What is shown stays, and so does the first error, which is then read out once.
+    const again = () => enter([TABS.find(([name]) => built.get(name) === tab)[0]]);
+    if (!signal.aborted && !problem.firstChild) show(problem, errorBox(error, again));
   }
 }
 

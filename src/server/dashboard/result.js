@@ -1,6 +1,6 @@
 // A result as a table or a chart, with the columns that the chart shows.
 
-import { clear, draw } from "./chart.js";
+import { clear, draw, plain } from "./chart.js";
 import { empty, h, select, show } from "./dom.js";
 import { columnsOf, grid } from "./grid.js";
 import { WorldMap } from "./world.js";
@@ -140,7 +140,7 @@ export class Result {
         ? { hovermode: "closest" }
         : {
             showlegend: traces.length > 1,
-            xaxis: { title: { text: x, standoff: 8 } },
+            xaxis: { title: { text: plain(x), standoff: 8 } },
             margin: { l: 52, r: 12, t: 16, b: 56 },
             barmode: "stack",
           };
@@ -189,9 +189,9 @@ function lines(rows, kind, x, y, series) {
       : { type: "scatter", mode: rows.length > 200 ? "lines" : "lines+markers", marker: { size: 4 } };
   const trace = (of, name, column) => ({
     ...base,
-    name,
-    x: of.map((row) => local(row[x])),
-    y: of.map((row) => row[column]),
+    name: plain(name),
+    x: of.map((row) => plain(local(row[x]))),
+    y: of.map((row) => plain(row[column])),
   });
   const ordered = kind === "line" ? [...rows].sort((a, b) => (a[x] > b[x] ? 1 : a[x] < b[x] ? -1 : 0)) : rows;
   if (!series) return y.map((column) => trace(ordered, column, column));
@@ -213,7 +213,7 @@ function slices(rows, x, y) {
   const sorted = [...rows].sort((a, b) => b[y] - a[y]);
   const shown = sorted.slice(0, MAX_SLICES);
   const rest = sorted.slice(MAX_SLICES).reduce((sum, row) => sum + (row[y] ?? 0), 0);
-  const labels = shown.map((row) => String(row[x] ?? "(none)").slice(0, 60));
+  const labels = shown.map((row) => plain(String(row[x] ?? "(none)").slice(0, 60)));
   const values = shown.map((row) => row[y]);
   if (rest > 0) {
     labels.push("others");

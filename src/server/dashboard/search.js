@@ -1,9 +1,10 @@
 // Search: one box, filters, facets over the hits shown, pages, and each record as it was received.
 
+import { parse } from "./api.js";
 import { button, empty, errorBox, h, link, select, setText, show } from "./dom.js";
-import { number } from "./format.js";
+import { localTime, number } from "./format.js";
 import { hitElement } from "./hit.js";
-import { facetColumns, Search } from "./find.js";
+import { absolute, facetColumns, Search } from "./find.js";
 import { changed, place, setPlace, stream } from "./state.js";
 
 const SPANS = [
@@ -41,14 +42,14 @@ export function mount(element) {
     "aria-label": "From, local time",
     step: 1,
     hidden: true,
-    onchange: chooseTimes,
+    onchange: () => go({ from: utc(parts.from) }),
   });
   parts.to = h("input", {
     type: "datetime-local",
     "aria-label": "To, local time",
     step: 1,
     hidden: true,
-    onchange: chooseTimes,
+    onchange: () => go({ to: utc(parts.to) }),
   });
   parts.sort = select(
     "Order",
@@ -90,14 +91,15 @@ export function mount(element) {
     parts.status,
     h("div", { class: "search-layout" }, parts.facets, h("div", {}, parts.hits, parts.more)),
   );
-  changed.addEventListener("place", () => !root.hidden && run());
-  changed.addEventListener("stream", () => !root.hidden && run());
+  for (const name of ["place", "stream"]) changed.addEventListener(name, runShown);
 }
+
+const runShown = () => !root.hidden && run();
 
 export function enter(_, query) {
   const where = query
     .getAll("where")
-    .map((text) => JSON.parse(text))
+    .map(parse)
     .filter((pair) => Array.isArray(pair));
   asked = {
     q: query.get("q") ?? "",
@@ -132,9 +134,13 @@ function chooseSpan(value) {
   if (!isCustom) go({ from: value, to: "" });
 }
 
-function chooseTimes() {
-  const utc = (input) => (input.value ? new Date(input.value).toISOString() : "");
-  go({ from: utc(parts.from), to: utc(parts.to) });
+const utc = (input) => (input.value ? new Date(input.value).toISOString() : "");
+
+/** Shows a time that is asked for, except where the reader is writing it. */
+function showTime(input, text) {
+  if (input === document.activeElement) return;
+  const date = new Date(absolute(text));
+  input.value = Number.isNaN(date.getTime()) ? "" : localTime(date).replace(" ", "T");
 }
 
 function showAsked() {
@@ -143,6 +149,8 @@ function showAsked() {
   const isRelative = SPANS.some(([value]) => value === asked.from) && !asked.to;
   parts.span.value = isRelative ? asked.from : "custom";
   parts.from.hidden = parts.to.hidden = isRelative;
+  showTime(parts.from, asked.from);
+  showTime(parts.to, asked.to);
   const without = (at) => asked.where.filter((_, other) => other !== at);
   const chips = asked.where.map(([column, value], at) =>
     chip(`${column}: ${value ?? "(none)"}`, () => go({ where: without(at) })),
@@ -208,21 +216,17 @@ async function page(own, isFirst) {
   }
   setText(parts.status, shown ? search.describe() : "");
   showFacets();
-  show(
-    parts.more,
-    search.hasMore &&
-      button(
-        "Show more",
-        async () => {
-          try {
-            await page(visit, false);
-          } catch (error) {
-            show(parts.more, errorBox(error, run));
-          }
-        },
-        { "data-test": "more" },
-      ),
-  );
+  show(parts.more, search.hasMore && button("Show more", showMore, { "data-test": "more" }));
+}
+
+async function showMore() {
+  const own = visit;
+  for (const each of parts.more.querySelectorAll("button")) each.disabled = true;
+  try {
+    await page(own, false);
+  } catch (error) {
+    if (own === visit) show(parts.more, errorBox(error, showMore));
+  }
 }
 
 const filterBy = (column, value) => {

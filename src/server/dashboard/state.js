@@ -10,9 +10,11 @@ export let stream = null;
 /** Where the reader has clicked: `{lat, lon, km}`, or null. */
 export let place = null;
 
-export function setStream(name) {
+/** A place is nothing to a stream without coordinates. */
+export async function setStream(name) {
   if (name === stream) return;
   stream = name;
+  if (place && !(await coordinates())) setPlace(null);
   announce("stream");
 }
 

@@ -42,6 +42,10 @@ function outlines() {
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const root of document.querySelectorAll(".world")) root.redraw?.();
+});
+
 export class WorldMap {
   /** `onclick({lat, lon, metresPerPixel, point})` is called for clicks and for Enter. */
   constructor({ label, onclick, onmove }) {
@@ -81,7 +85,7 @@ export class WorldMap {
       () => {},
     );
     new ResizeObserver(() => this.resize()).observe(this.root);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    this.root.redraw = () => this.draw();
   }
 
   /** `[{lat, lon, n, label}]`. */
