@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::server::Server;
-use crate::support::{Lcg, TestFolder, wait_until};
+use crate::support::{Lcg, TestFolder, canonical, wait_until};
 use crate::web_server::{Reply, Request, WebServer};
 
 /// Events of members with a table of the latest of each, and counts that late events change.
@@ -156,7 +156,7 @@ impl Index {
     }
 
     fn rows(&self) -> BTreeSet<String> {
-        self.documents().values().map(Value::to_string).collect()
+        self.documents().values().map(canonical).collect()
     }
 
     fn requests(&self) -> usize {
@@ -207,7 +207,7 @@ fn as_set(rows: &[Value]) -> BTreeSet<String> {
         for name in ["year", "month", "day", "hour"] {
             row.as_object_mut().expect("an object").remove(name);
         }
-        row.to_string()
+        canonical(&row)
     };
     rows.iter().map(text).collect()
 }

@@ -13,7 +13,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::Value;
 
-use crate::support::{FILE_ONLY, TestFolder, file_source, ndjson, records};
+use crate::support::{FILE_ONLY, TestFolder, canonical, file_source, ndjson, records};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const PARTITIONS: i32 = 3;
@@ -156,13 +156,13 @@ fn the_last_message_of_each_key_is_the_table_of_a_window_and_of_entities() {
             "select {columns} from \"{}\"",
             table.replace('.', "\".\"")
         ));
-        let mut expected: Vec<String> = rows.iter().map(Value::to_string).collect();
+        let mut expected: Vec<String> = rows.iter().map(canonical).collect();
         let wanted = |row: &Value| {
             let mut row = row.clone();
             let names: Vec<&String> = rows[0].as_object().expect("a row").keys().collect();
             let object = row.as_object_mut().expect("a row");
             object.retain(|name, _| names.contains(&name));
-            row.to_string()
+            canonical(&row)
         };
         let mut found: Vec<String> = last.values().flatten().map(wanted).collect();
         expected.sort();

@@ -15,7 +15,8 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::server::Server;
 use crate::support::{
-    FILE_ONLY, FREQUENT_COMMITS, HTTP_ONLY, TestFolder, copy, ndjson, records, wait_until,
+    FILE_ONLY, FREQUENT_COMMITS, HTTP_ONLY, TestFolder, canonical, copy, ndjson, records,
+    wait_until,
 };
 
 const PASSWORD: &str = "s3cret pass";
@@ -271,7 +272,7 @@ fn normal(value: &Value) -> Value {
 }
 
 fn sorted(rows: &[Value]) -> Vec<String> {
-    let mut rows: Vec<String> = rows.iter().map(|row| normal(row).to_string()).collect();
+    let mut rows: Vec<String> = rows.iter().map(|row| canonical(&normal(row))).collect();
     rows.sort();
     rows
 }

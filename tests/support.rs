@@ -23,6 +23,13 @@ pub fn wait_until(condition: &str, mut is_met: impl FnMut() -> bool) {
     }
 }
 
+/// A value as text, the same whatever the order of its members.
+pub fn canonical(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
+    value.to_string()
+}
+
 /// A folder with a configuration, removed when the test ends.
 pub struct TestFolder {
     root: tempfile::TempDir,

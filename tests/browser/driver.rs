@@ -2,8 +2,8 @@
 //! what it logged, and what it requested.
 //!
 //! Speaks W3C WebDriver (<https://www.w3.org/TR/webdriver2/>) directly. A client library would
-//! turn on features of shared libraries (thirtyfour: `serde_json/preserve_order`), so that the
-//! tests would run another program than the one that is shipped.
+//! turn on features of libraries that Weir uses, too, so that the tests would run another program
+//! than the one that is shipped.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -142,7 +142,7 @@ impl Browser {
     }
 
     /// A command of Chromium's own protocol.
-    fn devtools(&self, command: &str, parameters: Value) -> Value {
+    fn devtools(&self, command: &str, parameters: &Value) -> Value {
         let body = json!({"cmd": command, "params": parameters});
         self.send("/goog/cdp/execute", body)
             .unwrap_or_else(|error| panic!("{command}: {error}"))
@@ -203,15 +203,15 @@ impl Browser {
 
     /// Bytes of the script's heap after a collection.
     pub fn heap_bytes(&self) -> f64 {
-        self.devtools("HeapProfiler.collectGarbage", json!({}));
-        let usage = self.devtools("Runtime.getHeapUsage", json!({}));
+        self.devtools("HeapProfiler.collectGarbage", &json!({}));
+        let usage = self.devtools("Runtime.getHeapUsage", &json!({}));
         usage["usedSize"].as_f64().expect("a number")
     }
 
     /// Light or dark, as a reader prefers it.
     pub fn prefer(&self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        self.devtools("Emulation.setEmulatedMedia", features);
+        self.devtools("Emulation.setEmulatedMedia", &features);
     }
 
     /// Serious faults that axe-core finds in the page, one line each.
