@@ -9,7 +9,9 @@ WORKDIR /weir
 COPY . .
 # The image has the pinned toolchain already, without the components that only checks need.
 ENV RUSTUP_TOOLCHAIN=1.95.0
+# Kernels for aarch64 have pages of up to 64 KiB; jemalloc would assume those of the build machine.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/weir/target \
+    if [ "$(uname -m)" = aarch64 ]; then export JEMALLOC_SYS_WITH_LG_PAGE=16; fi; \
     cargo build --release --locked && cp target/release/weir /usr/bin/weir
 # The folders of the image: the data belongs to the user that runs Weir.
 RUN mkdir -p /image/var/lib/weir /image/etc/weir /image/usr/share/doc/weir && chmod 700 /image/var/lib/weir \

@@ -31,6 +31,21 @@ fn manifest() -> toml::Table {
     toml::from_str(&text("Cargo.toml")).expect("a manifest")
 }
 
+/// The image has nothing else, and the Debian package asks for nothing else.
+#[test]
+fn the_program_needs_no_library_but_those_of_c() {
+    if !has_program("readelf") {
+        eprintln!("skipped: apt install binutils");
+        return;
+    }
+    let dynamic = succeed(Command::new("readelf").args(["-d", env!("CARGO_BIN_EXE_weir")]));
+    let needed = dynamic.lines().filter(|line| line.contains("(NEEDED)"));
+    let mut names = needed.map(|line| line.split(['[', ']']).nth(1).expect("a name"));
+    let allowed = ["libc.so", "libm.so", "libgcc_s.so", "ld-linux"];
+    let other = names.find(|name| !allowed.iter().any(|known| name.starts_with(known)));
+    assert_eq!(other, None, "{dynamic}");
+}
+
 #[test]
 fn what_the_debian_package_takes_exists_and_includes_the_licences() {
     let manifest = manifest();
