@@ -342,6 +342,43 @@ fn each_verb_has_a_manual_page() {
 }
 
 #[test]
+fn columns_of_a_table_are_in_the_order_of_the_query() {
+    let folder = folder();
+    let query = "select rsvp_id as z, lsn, 1 as a from rsvps limit 1";
+    let output = folder.output(&["sql", query, "--output", "table"]);
+    let table = String::from_utf8(output.stdout).expect("text");
+    let header = table.lines().nth(1).expect("a header");
+    let names: Vec<&str> = header.split(['│', '┆']).map(str::trim).collect();
+    assert_eq!(names, ["", "z", "lsn", "a", ""]);
+}
+
+/// A terminal obeys escape sequences: what an event says must not reach it as one.
+#[test]
+fn control_characters_of_events_do_not_reach_the_terminal() {
+    let folder = TestFolder::new("");
+    let mut record = records(1, 1);
+    record[0]["member"]["member_name"] = "evil \u{1b}]0;title\u{7}\u{1b}[2J".into();
+    folder.write("in.ndjson", &ndjson(&record));
+    folder.run_once();
+    for (query, is_answered) in [
+        ("select member_name from rsvps", true),
+        ("select 1 as \"a\u{1b}[2J\"", true),
+        ("select cast(member_name as bigint) from rsvps", false),
+    ] {
+        let output = folder.output(&["sql", query, "--output", "table"]);
+        assert_eq!(output.status.success(), is_answered, "{query}");
+        let written = [output.stdout, output.stderr].concat();
+        let is_allowed = |byte: &u8| !byte.is_ascii_control() || *byte == b'\n';
+        let text = String::from_utf8_lossy(&written);
+        assert!(written.iter().all(is_allowed), "{query}: {text:?}");
+        assert!(
+            text.contains("evil") || text.contains("[2J"),
+            "{query}: {text:?}"
+        );
+    }
+}
+
+#[test]
 fn errors_name_the_next_step() {
     let folder = folder();
     let path = |name: &str| folder.path(name).to_str().expect("text").to_owned();

@@ -150,7 +150,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("weir: {error}");
+            output::message(&format!("weir: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -88,7 +88,7 @@ pub fn table(rows: &[Value]) -> String {
     table
         .load_preset(UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(&columns);
+        .set_header(columns.iter().map(|name| printable(name)));
     for row in rows {
         table.add_row(columns.iter().map(|c| printable(&cell(&row[c]))));
     }
@@ -117,6 +117,11 @@ pub fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }
+}
+
+/// Writes a message to stderr: it may quote an event.
+pub fn message(text: &str) {
+    eprintln!("{}", printable(text));
 }
 
 /// The text without control characters, which the terminal might obey.

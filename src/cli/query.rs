@@ -197,7 +197,7 @@ impl Status {
             let notes = answer["notes"].as_array().into_iter().flatten();
             notes
                 .filter_map(|note| note.as_str())
-                .for_each(|note| eprintln!("weir: {note}"));
+                .for_each(|note| output::message(&format!("weir: {note}")));
         }
         output::answer(&answer, "views", global.format())
     }
@@ -210,7 +210,9 @@ fn report_sinks(answer: &serde_json::Value) {
         if text("state") != "running" {
             let (name, state, lag) = (text("sink"), text("state"), &sink["lag"]);
             let error = text("last_error");
-            eprintln!("sink `{name}` is {state}, {lag} records behind: {error}");
+            output::message(&format!(
+                "sink `{name}` is {state}, {lag} records behind: {error}"
+            ));
         }
     }
 }
@@ -221,14 +223,11 @@ fn report_sources(answer: &serde_json::Value) {
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let (name, state) = (text(&source["source"]), text(&source["state"]));
         if let Some(reason) = source["reason"].as_str() {
-            eprintln!("source `{name}` {state}: {reason}");
+            output::message(&format!("source `{name}` {state}: {reason}"));
         }
         for file in source["files"].as_array().into_iter().flatten() {
-            eprintln!(
-                "source `{name}`: {} waits: {}",
-                text(&file["path"]),
-                text(&file["reason"])
-            );
+            let (path, reason) = (text(&file["path"]), text(&file["reason"]));
+            output::message(&format!("source `{name}`: {path} waits: {reason}"));
         }
     }
 }

@@ -70,7 +70,7 @@ pub fn run(global: &Global) -> Result<(), RuntimeError> {
         match session.answer(&text, &mut editor) {
             Ok(Next::Prompt) => {}
             Ok(Next::End) => return Ok(()),
-            Err(error) => eprintln!("weir: {error}"),
+            Err(error) => output::message(&format!("weir: {error}")),
         }
     }
 }
