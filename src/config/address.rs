@@ -1,4 +1,4 @@
-//! Addresses in messages, logs and states, which everybody with a token may read.
+//! Addresses in messages, logs and states, which all clients with a token may read.
 
 /// What stands for a secret.
 pub const HIDDEN: &str = "hidden";

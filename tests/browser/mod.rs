@@ -38,7 +38,8 @@ const SECTIONS: [(&str, &str, &str); 9] = [
     ),
     (
         "#/notebook/answers",
-        "document.querySelectorAll('[data-test=cell].is-sql [data-test=result], [data-test=cell].is-sql [data-test=chart]').length > 0",
+        "document.querySelector('[data-test=cell].is-sql') && [...document.querySelectorAll('[data-test=cell].is-sql')]\
+         .every((cell) => cell.querySelector('[data-test=result], [data-test=chart]'))",
         "notebook",
     ),
     (
@@ -113,6 +114,8 @@ fn open(browser: &Browser, server: &Server, section: &str) {
 /// Every section, once it shows data.
 fn for_each_section(browser: &Browser, server: &Server, mut check: impl FnMut(&str)) {
     for (address, has_data, name) in SECTIONS {
+        // Else it may still show what it showed before.
+        browser.open("about:blank");
         open(browser, server, address);
         browser.wait(has_data);
         check(name);
@@ -262,6 +265,8 @@ fn odd_addresses_show_a_section_and_the_newest_notebook_wins() {
         open(&browser, &server, address);
         browser.wait("document.querySelector('#content').innerText.trim().length > 20");
     }
+    // Of the notebook that cannot exist.
+    browser.console_errors();
     for name in ["one", "two"] {
         let notebook = json!({"title": name, "cells": [{"kind": "text", "text": name}]});
         let headers = [("Content-Type", "application/json")];
