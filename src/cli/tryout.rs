@@ -5,6 +5,9 @@ mod answers;
 mod input;
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +46,8 @@ pub struct Try {
     /// The name of the stream [default: from the name of what is read].
     #[arg(long)]
     stream: Option<String>,
-    /// The member of an object whose array holds the records [default: found].
+    /// The member of an object whose array holds the records, or "" to read objects whole
+    /// [default: found].
     #[arg(long, value_name = "MEMBER")]
     unwrap: Option<String>,
     /// Only print the configuration.
@@ -70,20 +74,22 @@ impl Try {
             self.refuse_to_overwrite(&path)?;
         }
         if self.from.contains("://") {
-            let url = self.from.split(['?', '#']).next().unwrap_or_default();
+            let url = config::public_address(&self.from);
             eprintln!("weir: reading {url}, for {} at most", Span(self.for_time));
         }
-        let input = Input::read(&self.from, self.unwrap.as_deref(), &path, &self.limits()?)?;
+        let limits = self.limits()?;
+        let input = Input::read(&self.from, self.unwrap.as_deref(), &path, &limits)?;
         let mut profile = Profile::default();
         for file in &input.files {
             profile.begin_file();
             file.iter().for_each(|record| profile.observe(record));
         }
-        input.check(&profile)?;
+        input.check(&profile, &limits)?;
         let now = SystemClock::default().now();
         let stream = self.stream.clone();
         let stream = stream.unwrap_or_else(|| stream_name(&input.name));
-        let proposal = Proposal::new(&profile, &stream, now);
+        let records: Vec<&[u8]> = input.files.iter().flatten().map(Vec::as_slice).collect();
+        let proposal = Proposal::new(&profile, &records, &stream, now);
         let text = proposal.to_toml(&input.shown, "./weir-data", &input.source);
         let (config, catalog) = checked(&path, &text, global)?;
         let trial = Trial::new(&catalog, &stream, &input, now)?;
@@ -146,18 +152,11 @@ impl Try {
     }
 
     fn write(&self, path: &Path, text: &str) -> Result<(), RuntimeError> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let mut options = std::fs::OpenOptions::new();
-        // A URL may have a secret among its parameters.
-        options.write(true).mode(0o600);
-        if self.force {
-            options.create(true).truncate(true);
+        let written = if self.force {
+            replace(path, text)
         } else {
-            options.create_new(true);
-        }
-        let written = options
-            .open(path)
-            .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
+            create(path, text)
+        };
         written.map_err(|e| RuntimeError::Failed(format!("{}: {e}", path.display())))
     }
 
@@ -190,6 +189,42 @@ impl Try {
         }
         output::write(out.as_bytes())
     }
+}
+
+/// Writes a new file, which only its owner can read: a URL may have a secret.
+fn create(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all());
+    if written.is_err() {
+        // The error that is reported is the first one.
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}
+
+/// Replaces a file by a new one, which only its owner can read. The old one stays until the new one
+/// is complete: what was written beside it is removed if that fails.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    // What a link leads to is replaced, not the link.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if path.exists() && !path.is_file() {
+        return Err(io::Error::other("not a file; name another one with -c"));
+    }
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(&path).map_err(|e| e.error)?;
+    Ok(())
 }
 
 /// Checks a proposed text as `weir check` does.
@@ -364,6 +399,7 @@ mod tests {
                 include: Vec::new(),
             },
             unwrap: None,
+            dropped: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -373,7 +409,8 @@ mod tests {
         let mut profile = Profile::default();
         records.iter().for_each(|record| profile.observe(record));
         let now = SystemClock::default().now();
-        let proposal = Proposal::new(&profile, "things", now);
+        let sample: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+        let proposal = Proposal::new(&profile, &sample, "things", now);
         let text = proposal.to_toml("a\nb", "data", &source());
         let config = config::parse(None, text.clone(), None, &|_| None);
         let config = config.unwrap_or_else(|e| panic!("{e}\n{text}"));
@@ -418,6 +455,35 @@ mod tests {
             let record = format!("{{\"time\":\"{time}\",\"n\":1}}").into_bytes();
             assert_eq!(rejections(&[record]), Vec::<String>::new(), "{time}");
         }
+    }
+
+    #[test]
+    fn columns_with_the_name_of_a_windows_own_are_counted() {
+        for name in ["status", "version"] {
+            let record = |n: u32| {
+                let value = if n.is_multiple_of(2) { "on" } else { "off" };
+                format!("{{\"at\":\"2024-05-01T10:00:{n:02}Z\",\"{name}\":\"{value}\"}}")
+            };
+            let records: Vec<Vec<u8>> = (0..40).map(|n| record(n).into_bytes()).collect();
+            assert_eq!(rejections(&records), Vec::<String>::new(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_overwritten_configuration_is_its_owners() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("weir.toml");
+        std::fs::write(&path, "old").expect("a file");
+        let readable = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(&path, readable).expect("a mode");
+        assert!(create(&path, "new").is_err());
+        replace(&path, "new").expect("it is replaced");
+        assert_eq!(std::fs::read_to_string(&path).expect("text"), "new");
+        let mode = std::fs::metadata(&path).expect("metadata").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        let entries = std::fs::read_dir(folder.path()).expect("a folder");
+        assert_eq!(entries.count(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::profile::{Node, Profile};
 use super::times::TimeForm;
 use crate::schema::names;
 
-/// Columns of the table; the ones after them are not read.
+/// Columns of the table; deeper ones are not read.
 const MAX_COLUMNS: usize = 120;
 /// Bytes of a schema, and of its nested types; the limits of schemas are higher.
 const MAX_SCHEMA_BYTES: usize = 40 << 10;
@@ -17,6 +17,10 @@ const MAX_DEPTH: usize = 5;
 const MIN_MAP_KEYS: usize = 16;
 /// Bytes of the name of a JSON key that is read.
 const MAX_KEY_BYTES: usize = 100;
+/// Whole numbers up to this one are exact as doubles.
+const MAX_EXACT_INTEGER: i64 = 1 << 53;
+const TOO_MANY_COLUMNS: &str = "there are too many columns";
+const TOO_MANY_KEYS: &str = "there are too many keys";
 
 /// A type of a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,57 +117,119 @@ pub(super) struct Field<'a> {
     pub node: &'a Node,
 }
 
+/// A key that is not read, with the reason.
+type Unread = (String, &'static str);
+
 /// What a profile becomes.
 pub(super) struct Layout<'a> {
     pub fields: Vec<Field<'a>>,
     pub columns: Vec<Column<'a>>,
-    /// Keys that are not read, each with the reason.
-    pub unread: Vec<(String, &'static str)>,
+    pub unread: Vec<Unread>,
 }
 
 /// The types and columns of a profile.
 pub(super) fn layout(profile: &Profile) -> Layout<'_> {
-    let mut out = Layout {
-        fields: Vec::new(),
-        columns: Vec::new(),
-        unread: Vec::new(),
-    };
-    let (mut bytes, mut nested) = (0, 0);
-    for (key, node) in &profile.root.fields {
-        let reason = if !is_readable(key) {
-            Some("its name cannot be written in a schema")
-        } else if out.columns.len() >= MAX_COLUMNS {
-            Some("there are too many columns")
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
-            out.unread.push((naming::printable(key), reason));
-            continue;
-        }
-        let Some(ty) = type_of(key, node, 0, false) else {
-            out.unread.push((naming::printable(key), "always null"));
-            continue;
-        };
-        let sql = ty.sql();
-        bytes += key.len() + sql.len();
-        nested += sql.matches('<').count();
-        if bytes > MAX_SCHEMA_BYTES || nested > MAX_NESTED_TYPES {
-            out.unread
-                .push((naming::printable(key), "the schema would be too long"));
-            continue;
-        }
-        let before = out.columns.len();
-        flatten(&mut vec![key], &ty, node, &mut out.columns);
-        if out.columns.len() == before {
-            out.unread
-                .push((naming::printable(key), "there are too many columns"));
-            continue;
-        }
-        out.fields.push(Field { key, ty, node });
+    let (mut fields, mut unread) = typed(profile);
+    leave_out_long(&mut fields, &mut unread);
+    let mut columns = Vec::new();
+    for field in &fields {
+        flatten(&mut vec![field.key], &field.ty, field.node, &mut columns);
     }
-    naming::name_columns(&mut out.columns);
-    out
+    keep_shallow(&mut columns, &fields, &mut unread);
+    fields.retain(|field| columns.iter().any(|column| column.path[0] == field.key));
+    for field in &fields {
+        note_cut(field.key, &field.ty, field.node, &mut unread);
+    }
+    if profile.root.is_cut {
+        unread.push(("other keys".to_owned(), TOO_MANY_KEYS));
+    }
+    naming::name_columns(&mut columns);
+    Layout {
+        fields,
+        columns,
+        unread,
+    }
+}
+
+/// The keys that are read, with their types, and those that cannot be read.
+fn typed(profile: &Profile) -> (Vec<Field<'_>>, Vec<Unread>) {
+    let (mut fields, mut unread) = (Vec::new(), Vec::new());
+    for (key, node) in &profile.root.fields {
+        if !is_readable(key) {
+            let reason = "its name cannot be written in a schema";
+            unread.push((naming::printable(key), reason));
+        } else if let Some(ty) = type_of(key, node, 0, false) {
+            fields.push(Field { key, ty, node });
+        } else {
+            unread.push((naming::printable(key), "always null"));
+        }
+    }
+    (fields, unread)
+}
+
+/// Leaves out the keys with the longest types, where the schema would be too long with them.
+fn leave_out_long(fields: &mut Vec<Field<'_>>, unread: &mut Vec<Unread>) {
+    let types: Vec<String> = fields.iter().map(|field| field.ty.sql()).collect();
+    let mut by_length: Vec<usize> = (0..fields.len()).collect();
+    by_length.sort_by_key(|at| types[*at].len());
+    let (mut bytes, mut nested) = (0, 0);
+    let mut is_left_out = vec![false; fields.len()];
+    for at in by_length {
+        bytes += fields[at].key.len() + types[at].len();
+        nested += types[at].matches('<').count();
+        is_left_out[at] = bytes > MAX_SCHEMA_BYTES || nested > MAX_NESTED_TYPES;
+    }
+    let mut left_out = is_left_out.into_iter();
+    fields.retain(|field| {
+        let is_left_out = left_out.next().unwrap_or_default();
+        if is_left_out {
+            unread.push((naming::printable(field.key), "the schema would be too long"));
+        }
+        !is_left_out
+    });
+}
+
+/// Keeps as many columns as a table may have: the ones with fewest objects around them.
+fn keep_shallow(columns: &mut Vec<Column<'_>>, fields: &[Field<'_>], unread: &mut Vec<Unread>) {
+    if columns.len() <= MAX_COLUMNS {
+        return;
+    }
+    let mut by_depth: Vec<usize> = (0..columns.len()).collect();
+    by_depth.sort_by_key(|at| columns[*at].depth());
+    let mut is_kept = vec![false; columns.len()];
+    by_depth
+        .iter()
+        .take(MAX_COLUMNS)
+        .for_each(|at| is_kept[*at] = true);
+    for field in fields {
+        let all = columns.iter().zip(&is_kept);
+        let of_field = all.filter(|(column, _)| column.path[0] == field.key);
+        let kept: Vec<bool> = of_field.map(|(_, is_kept)| *is_kept).collect();
+        let key = naming::printable(field.key);
+        if !kept.contains(&true) {
+            unread.push((key, TOO_MANY_COLUMNS));
+        } else if kept.contains(&false) {
+            unread.push((format!("some keys of {key}"), TOO_MANY_COLUMNS));
+        }
+    }
+    let mut kept = is_kept.into_iter();
+    columns.retain(|_| kept.next().unwrap_or_default());
+}
+
+/// Notes the structs whose keys were not all looked at.
+fn note_cut(shown: &str, ty: &Type, node: &Node, unread: &mut Vec<Unread>) {
+    let Type::Struct(fields) = ty else {
+        return;
+    };
+    if node.is_cut {
+        let shown = naming::printable(shown);
+        unread.push((format!("some keys of {shown}"), TOO_MANY_KEYS));
+    }
+    for (key, node) in &node.fields {
+        if let Some((_, ty)) = fields.iter().find(|(name, _)| name == key) {
+            note_cut(&format!("{shown}.{key}"), ty, node, unread);
+        }
+    }
 }
 
 fn flatten<'a>(path: &mut Vec<&'a str>, ty: &Type, node: &'a Node, out: &mut Vec<Column<'a>>) {
@@ -176,7 +242,7 @@ fn flatten<'a>(path: &mut Vec<&'a str>, ty: &Type, node: &'a Node, out: &mut Vec
             flatten(path, ty, node, out);
             path.pop();
         }
-    } else if out.len() < MAX_COLUMNS {
+    } else {
         out.push(Column {
             name: String::new(),
             path: path.clone(),
@@ -222,7 +288,13 @@ fn number_type(name: &str, node: &Node) -> Type {
     }
     let name = naming::snake_case(name);
     if node.decimals > 0 || naming::is_coordinate(&name) {
-        return Type::Double;
+        let exact = -MAX_EXACT_INTEGER..=MAX_EXACT_INTEGER;
+        let is_exact = |(least, most): (i64, i64)| exact.contains(&least) && exact.contains(&most);
+        return if node.integer_range.is_none_or(is_exact) {
+            Type::Double
+        } else {
+            Type::Varchar
+        };
     }
     match node.times.form() {
         Some(form @ (Seconds | Millis | Micros)) if naming::is_time(&name) => Type::Timestamp(form),
@@ -310,6 +382,9 @@ mod tests {
             (&[r#"{"a":1}"#, r#"{"a":1.5}"#], "a double"),
             (&[r#"{"a":18446744073709551616}"#], "a varchar"),
             (&[r#"{"a":1e400}"#], "a varchar"),
+            (&[r#"{"a":9007199254740993}"#], "a bigint"),
+            (&[r#"{"a":9007199254740993}"#, r#"{"a":0.5}"#], "a varchar"),
+            (&[r#"{"a":9007199254740992}"#, r#"{"a":0.5}"#], "a double"),
             (&[r#"{"a":1}"#, r#"{"a":"x"}"#], "a varchar"),
             (&[r#"{"a":true}"#, r#"{"a":"x"}"#], "a json"),
             (&[r#"{"a":[]}"#], "a json"),
@@ -343,5 +418,28 @@ mod tests {
             .collect();
         let records: Vec<&str> = records.iter().map(String::as_str).collect();
         assert_eq!(types(&records), ["m map(varchar, varchar)"]);
+    }
+
+    #[test]
+    fn a_wide_object_hides_no_key_after_it() {
+        let wide: Vec<String> = (0..190).map(|n| format!("\"k{n}\":{n}")).collect();
+        let record = format!("{{\"wide\":{{{}}},\"id\":1}}", wide.join(","));
+        let found = types(&[&record]);
+        assert_eq!(found.len(), MAX_COLUMNS);
+        assert_eq!(found.last().map(String::as_str), Some("id bigint"));
+        let mut profile = Profile::default();
+        profile.observe(record.as_bytes());
+        let unread = layout(&profile).unread;
+        assert_eq!(unread, [("some keys of wide".to_owned(), TOO_MANY_COLUMNS)]);
+    }
+
+    #[test]
+    fn the_keys_with_the_longest_types_are_left_out_of_a_long_schema() {
+        let long = "x".repeat(90);
+        let wide: Vec<String> = (0..199)
+            .map(|n| format!("\"{long}{n}\":[{{\"{long}\":1}}]"))
+            .collect();
+        let record = format!("{{\"a\":{{{}}},\"id\":1}}", wide.join(","));
+        assert_eq!(types(&[&record]), ["id bigint"]);
     }
 }

@@ -5,7 +5,7 @@
 //! columns under valid names (`naming`); `event_time` and `roles` guess what the columns are for;
 //! `render` writes the guesses as a configuration, each with its reason and what else was possible
 //! as a comment beside it. `times` recognizes times, `envelope` an array of records inside an
-//! object.
+//! object, `identity` keys that would lose records.
 //!
 //! ```text
 //! {"id":7,"createdAt":"2024-05-01T10:00:00Z","place":{"lat":59.9,"lon":10.7}}
@@ -20,13 +20,14 @@
 mod columns;
 mod envelope;
 mod event_time;
+mod identity;
 mod naming;
 mod profile;
 mod render;
 mod roles;
 mod times;
 
-pub use envelope::array_member;
+pub use envelope::envelope;
 pub use naming::stream_name;
 pub use profile::Profile;
 pub use render::{Proposal, SourceKind, SourceText};

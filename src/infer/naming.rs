@@ -3,6 +3,7 @@
 use super::columns::Column;
 use crate::event::STAMP_COLUMNS;
 use crate::schema::names;
+use crate::schema::window::WINDOW_COLUMNS;
 
 /// Names that windows and sessions add to a table.
 const ADDED_COLUMNS: [&str; 3] = ["session_id", "window_start", "window_end"];
@@ -153,17 +154,23 @@ fn plain_name(path: &[&str]) -> String {
     }
 }
 
-/// The name, with a suffix if it is reserved or taken.
-pub(super) fn free_name(name: &str, taken: &[String]) -> String {
-    let is_reserved = STAMP_COLUMNS
-        .iter()
-        .chain(&ADDED_COLUMNS)
-        .any(|reserved| names::is_same_ignoring_case(reserved, name));
-    let name = if is_reserved {
+/// The name that a column of a stream has in a window, which has columns of its own.
+pub(super) fn name_in_window(name: &str) -> String {
+    unreserved(name, WINDOW_COLUMNS.iter())
+}
+
+/// The name, with a suffix if it is one of these.
+fn unreserved<'a>(name: &str, mut reserved: impl Iterator<Item = &'a &'a str>) -> String {
+    if reserved.any(|reserved| names::is_same_ignoring_case(reserved, name)) {
         format!("{name}_value")
     } else {
         name.to_owned()
-    };
+    }
+}
+
+/// The name, with a suffix if it is reserved or taken.
+pub(super) fn free_name(name: &str, taken: &[String]) -> String {
+    let name = unreserved(name, STAMP_COLUMNS.iter().chain(&ADDED_COLUMNS));
     let is_free = |name: &String| !taken.iter().any(|t| names::is_same_ignoring_case(t, name));
     let numbered = (2..).map(|n| format!("{name}_{n}"));
     std::iter::once(name.clone())

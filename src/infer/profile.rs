@@ -1,6 +1,7 @@
 //! What was seen in the records of a sample, by path. Memory is bounded: paths, depth, distinct
 //! values and words have limits, and what is beyond them is counted but not stored.
 
+use std::borrow::Cow;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -14,7 +15,7 @@ use super::times::{self, Times};
 
 /// Objects within objects that are looked into; deeper ones are JSON.
 const MAX_DEPTH: usize = 6;
-/// Paths of all records together.
+/// Paths of all records together, beside the names of the records themselves.
 const MAX_PATHS: usize = 600;
 /// Names of one object; an object with more is a map.
 const MAX_FIELDS: usize = 200;
@@ -57,6 +58,8 @@ pub(super) struct Node {
     pub values: Values,
     /// Of numbers.
     pub range: Option<(f64, f64)>,
+    /// Of whole numbers of 64 bits, exactly.
+    pub integer_range: Option<(i64, i64)>,
     /// Of texts.
     pub prose: Prose,
     /// Of numbers and texts that are times.
@@ -98,15 +101,8 @@ pub(super) struct Prose {
 impl Profile {
     /// Takes a record into account.
     pub fn observe(&mut self, record: &[u8]) {
-        let Ok(text) = std::str::from_utf8(record) else {
-            self.unreadable += 1;
-            return;
-        };
-        let repaired = text
-            .contains("\\u")
-            .then(|| crate::decode::without_lone_surrogates(text))
-            .flatten();
-        let Ok(members) = serde_json::from_str(repaired.as_deref().unwrap_or(text)) else {
+        let text = readable(record);
+        let Some(members) = text.as_deref().and_then(|t| serde_json::from_str(t).ok()) else {
             self.unreadable += 1;
             return;
         };
@@ -121,8 +117,18 @@ impl Profile {
     }
 }
 
+/// A record as text that the parser reads, without half surrogates, as the decoder does.
+pub(super) fn readable(record: &[u8]) -> Option<Cow<'_, str>> {
+    let text = std::str::from_utf8(record).ok()?;
+    let repaired = text
+        .contains("\\u")
+        .then(|| crate::decode::without_lone_surrogates(text))
+        .flatten();
+    Some(repaired.map_or(Cow::Borrowed(text), Cow::Owned))
+}
+
 /// The members of an object, the last one of each name.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
+pub(super) struct Members<'a>(pub Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -209,11 +215,14 @@ impl Node {
     }
 
     fn observe_members(&mut self, Members(members): Members<'_>, depth: usize, paths: &mut usize) {
+        // All names before their content, and short content first: a wide object leaves room for
+        // the members after it.
+        let mut found: Vec<(usize, &RawValue)> = Vec::new();
         for (name, value) in members {
             let at = match self.positions.get(&name) {
                 Some(at) => *at,
-                None if self.fields.len() < MAX_FIELDS && *paths < MAX_PATHS => {
-                    *paths += 1;
+                None if self.fields.len() < MAX_FIELDS && (depth == 0 || *paths < MAX_PATHS) => {
+                    *paths += usize::from(depth > 0);
                     self.positions.insert(name.clone(), self.fields.len());
                     self.fields.push((name, Self::default()));
                     self.fields.len() - 1
@@ -223,6 +232,10 @@ impl Node {
                     continue;
                 }
             };
+            found.push((at, value));
+        }
+        found.sort_by_key(|(_, value)| value.get().len());
+        for (at, value) in found {
             self.fields[at].1.observe(value, depth + 1, paths);
         }
     }
@@ -259,6 +272,8 @@ impl Node {
         match json.parse::<i64>() {
             Ok(integer) => {
                 self.integers += 1;
+                let (least, greatest) = self.integer_range.unwrap_or((integer, integer));
+                self.integer_range = Some((least.min(integer), greatest.max(integer)));
                 self.times.observe(times::of_integer(integer));
             }
             // More digits than a double has, and no fraction.
@@ -393,5 +408,23 @@ mod tests {
             .expect("a field");
         assert!(id.values.counts.len() <= MAX_VALUES && id.values.has_more);
         assert!(id.values.distinct() <= MAX_HASHES && id.values.repeats == 0);
+    }
+
+    #[test]
+    fn a_wide_object_leaves_room_for_the_members_after_it() {
+        let wide: Vec<String> = (0..150)
+            .map(|n| format!("\"k{n}\":{{\"a\":1,\"b\":2,\"c\":3,\"d\":4}}"))
+            .collect();
+        let wide = wide.join(",");
+        let profile = profile(&[
+            &format!("{{\"wide\":{{{wide}}},\"place\":{{\"lat\":1}},\"id\":1}}"),
+            r#"{"later":"x"}"#,
+        ]);
+        let fields = &profile.root.fields;
+        let names: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["wide", "place", "id", "later"]);
+        assert_eq!(fields[1].1.fields.len(), 1);
+        assert!(fields.iter().all(|(_, field)| field.present() == 1));
+        assert!(profile.paths <= MAX_PATHS);
     }
 }

@@ -49,6 +49,8 @@ pub struct SourceText {
     pub kind: SourceKind,
     /// The member that holds the records, if they are inside an object.
     pub unwrap: Option<String>,
+    /// The members beside it, which are not read.
+    pub dropped: Vec<String>,
     /// Further comments, one line each.
     pub notes: Vec<String>,
 }
@@ -66,12 +68,12 @@ pub struct Proposal<'a> {
 }
 
 impl<'a> Proposal<'a> {
-    /// Infers the declaration of a stream of this name; `now` is the time at which the sample was
-    /// taken.
-    pub fn new(profile: &'a Profile, stream: &str, now: Micros) -> Self {
+    /// Infers the declaration of a stream of this name from the profile of these records; `now` is
+    /// the time at which the sample was taken.
+    pub fn new(profile: &'a Profile, records: &[&[u8]], stream: &str, now: Micros) -> Self {
         let layout = columns::layout(profile);
         let time = event_time::choose(&layout, profile.records, now);
-        let roles = roles::assign(&layout, profile.records, time.column);
+        let roles = roles::assign(&layout, profile.records, time.column, records);
         let name = |at: usize| layout.columns[at].name.clone();
         let taken: Vec<String> = layout.columns.iter().map(|c| c.name.clone()).collect();
         let free = |wanted: &str| naming::free_name(wanted, &taken);
@@ -146,7 +148,8 @@ impl<'a> Proposal<'a> {
         out += &format!("\n[streams.{}]\n", self.stream);
         out += &self.schema();
         out += &self.select();
-        out += &self.keys();
+        out += &self.keys(source);
+        out += &self.count();
         out += &self.search();
         out += &self.watermark(source);
         out += &self.window_text();
@@ -186,8 +189,11 @@ impl<'a> Proposal<'a> {
             }
         }
         if let Some(member) = &source.unwrap {
+            let dropped = shortened(source.dropped.iter().map(|name| naming::printable(name)));
+            let dropped = dropped.map(|names| format!("; not read beside it: {names}"));
             out += &format!(
-                "# Each element of this array is a record.\nunwrap = {}\n",
+                "# Each element of this array is a record{}.\nunwrap = {}\n",
+                dropped.unwrap_or_default(),
                 text(member)
             );
         }
@@ -218,16 +224,9 @@ impl<'a> Proposal<'a> {
 
     fn schema(&self) -> String {
         let mut out = String::new();
-        if !self.layout.unread.is_empty() {
-            let unread = self.layout.unread.iter().take(MAX_UNREAD);
-            let shown: Vec<String> = unread.map(|(key, why)| format!("{key} ({why})")).collect();
-            let more = self.layout.unread.len().saturating_sub(MAX_UNREAD);
-            let rest = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            out += &format!("# Not read: {}{rest}.\n", shown.join(", "));
+        let unread = self.layout.unread.iter();
+        if let Some(unread) = shortened(unread.map(|(key, why)| format!("{key} ({why})"))) {
+            out += &format!("# Not read: {unread}.\n");
         }
         out +=
             "# What is read of the JSON; other keys are counted in weir.drift.\nschema = \"\"\"\n";
@@ -306,18 +305,54 @@ impl<'a> Proposal<'a> {
         )
     }
 
-    fn keys(&self) -> String {
-        let mut out = String::new();
-        let name = |at: usize| text(&self.layout.columns[at].name);
-        match &self.roles.key {
-            Some(key) => {
-                out += &format!("# {}.\nkey = {}\n", key.reason, name(key.value));
+    fn keys(&self, source: &SourceText) -> String {
+        let columns = &self.layout.columns;
+        let is_polled = matches!(source.kind, SourceKind::HttpPoll(_));
+        let key = match (&self.roles.key, self.roles.shared_key) {
+            (Some(key), _) => key,
+            (None, Some(at)) => {
+                let shown = columns[at].shown();
+                return format!(
+                    "# key: `{shown}` does not identify records: different ones share it and their time.\n"
+                );
             }
-            None => out += "# key: no identifier is in every record with a value of its own.\n",
+            (None, None) => {
+                return "# key: no identifier is in every record with a value of its own.\n"
+                    .to_owned();
+            }
+        };
+        let shown = columns[key.value].shown();
+        if let Some(why) = self.lack_of_order(key.value).filter(|_| is_polled) {
+            return format!(
+                "# key: `{shown}` would lose records, since {why}; a poll recognizes them by their bytes.\n"
+            );
         }
+        let mut out = format!("# {}", key.reason);
+        if is_polled && self.roles.version.is_none() {
+            out += "; a poll ignores a changed record that keeps it and the event time";
+        }
+        out += &format!(".\nkey = {}\n", text(&columns[key.value].name));
         if let Some(version) = &self.roles.version {
-            out += &format!("# {}.\nversion = {}\n", version.reason, name(version.value));
+            let name = text(&columns[version.value].name);
+            out += &format!("# {}.\nversion = {name}\n", version.reason);
         }
+        out
+    }
+
+    /// Why a poll cannot tell a changed record from the one before by this key.
+    fn lack_of_order(&self, key: usize) -> Option<&'static str> {
+        let repeats = self.layout.columns[key].node.values.repeats > 0;
+        if self.time.column.is_none() {
+            Some("a changed record has no time that says so")
+        } else if repeats && self.roles.version.is_none() {
+            Some("it repeats, and nothing says which record is newer")
+        } else {
+            None
+        }
+    }
+
+    fn count(&self) -> String {
+        let mut out = String::new();
         match &self.roles.count {
             Some(count) => {
                 let (mut by, mut why) = (String::new(), String::new());
@@ -328,7 +363,7 @@ impl<'a> Proposal<'a> {
                 out += &format!(
                     "# {}{why}.\ncount = {{ type = {}{by} }}\n",
                     count.reason,
-                    name(count.value)
+                    text(&self.layout.columns[count.value].name)
                 );
             }
             None => out += "# count: no text has few values that repeat.\n",
@@ -444,32 +479,50 @@ impl<'a> Proposal<'a> {
         let (Some((_, interval, _)), Some(name)) = (self.size, self.window()) else {
             return String::new();
         };
-        let kind = self.count_type().map(names::quoted);
-        let number = if kind.as_deref() == Some("n") {
-            "number"
-        } else {
-            "n"
-        };
-        let column = kind.map(|kind| format!(", {kind}")).unwrap_or_default();
+        let kind = self.count_type();
+        let number = if kind == Some("n") { "number" } else { "n" };
+        let column = |kind: String| format!(", {kind}");
+        let grouped = kind.map(names::quoted).map(column).unwrap_or_default();
+        let selected = kind.map(in_window).map(column).unwrap_or_default();
         format!(
             "\n# How many events, in windows of a size of which most of the sample has at most {MAX_WINDOWS}.\n[windows.{name}]\nsql = \"\"\"\nselect window_start, window_end{}, count(*) as {number}\nfrom tumble({}, event_time, interval '{interval}')\ngroup by window_start, window_end{}\n\"\"\"\nallowed_lateness = \"60s\"\n",
-            multi_line(&column),
+            multi_line(&selected),
             self.stream,
-            multi_line(&column)
+            multi_line(&grouped)
         )
     }
+}
+
+/// A column in the `select` of a window, under a name that a window does not use itself.
+fn in_window(column: &str) -> String {
+    let (quoted, own) = (names::quoted(column), naming::name_in_window(column));
+    if own == column {
+        quoted
+    } else {
+        format!("{quoted} as {}", names::quoted(&own))
+    }
+}
+
+/// Names for a comment, not too many; none if there are none.
+fn shortened(mut names: impl Iterator<Item = String>) -> Option<String> {
+    let shown: Vec<String> = names.by_ref().take(MAX_UNREAD).collect();
+    let rest = match names.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!shown.is_empty()).then(|| format!("{}{rest}", shown.join(", ")))
 }
 
 /// What was seen of a field, as the reason of its type.
 fn remark(field: &Field<'_>, records: u64) -> String {
     let node = field.node;
     let kind = match &field.ty {
-        Type::BigInt | Type::Double => match node.range {
-            Some((least, most)) if node.decimals == 0 => {
-                format!("whole numbers from {} to {}", least as i64, most as i64)
+        Type::BigInt | Type::Double => match (node.integer_range, node.range) {
+            (Some((least, most)), _) if node.decimals == 0 => {
+                format!("whole numbers from {least} to {most}")
             }
-            Some((least, most)) => format!("numbers from {least:?} to {most:?}"),
-            None => "numbers".to_owned(),
+            (_, Some((least, most))) => format!("numbers from {least:?} to {most:?}"),
+            (_, None) => "numbers".to_owned(),
         },
         Type::Boolean => "true or false".to_owned(),
         Type::Varchar if node.texts == 0 => "numbers with more digits than others hold".to_owned(),
@@ -516,14 +569,67 @@ mod tests {
 
     fn proposed(records: &[&str]) -> String {
         let mut profile = Profile::default();
-        records.iter().for_each(|r| profile.observe(r.as_bytes()));
+        let records: Vec<&[u8]> = records.iter().map(|text| text.as_bytes()).collect();
+        records.iter().for_each(|record| profile.observe(record));
         let source = SourceText {
             kind: SourceKind::HttpPoll("http://localhost/x".into()),
             unwrap: Some("rows".into()),
+            dropped: vec!["type".into()],
             notes: Vec::new(),
         };
-        let proposal = Proposal::new(&profile, "things", 1_800_000_000 * MICROS_PER_SECOND);
+        let now = 1_800_000_000 * MICROS_PER_SECOND;
+        let proposal = Proposal::new(&profile, &records, "things", now);
         proposal.to_toml("x", "data", &source)
+    }
+
+    #[test]
+    fn a_poll_gets_no_key_that_loses_records() {
+        let key = |records: &[&str]| {
+            let toml = proposed(records);
+            let lines = toml.lines().filter(|line| {
+                ["key =", "version =", "# key"]
+                    .iter()
+                    .any(|start| line.starts_with(start))
+            });
+            lines.map(str::to_owned).collect::<Vec<_>>().join("; ")
+        };
+        let none = key(&[r#"{"id":1,"n":1}"#, r#"{"id":2,"n":2}"#]);
+        assert!(none.starts_with("# key: `id` would lose records"), "{none}");
+        let at = r#""at":"2024-05-01T10:00:00Z""#;
+        let shared = key(&[
+            &format!("{{\"user_id\":1,{at},\"n\":1}}"),
+            &format!("{{\"user_id\":2,{at},\"n\":2}}"),
+            &format!("{{\"user_id\":1,{at},\"n\":3}}"),
+        ]);
+        assert!(
+            shared.starts_with("# key: `user_id` does not identify"),
+            "{shared}"
+        );
+        let repeated = key(&[
+            r#"{"id":1,"at":"2024-05-01T10:00:00Z"}"#,
+            r#"{"id":2,"at":"2024-05-01T10:00:00Z"}"#,
+            r#"{"id":1,"at":"2024-05-01T10:00:01Z"}"#,
+        ]);
+        assert!(repeated.contains("since it repeats"), "{repeated}");
+        for (changed, expected) in [
+            (r#""last_modified":"2024-05-02T10:00:00Z""#, "last_modified"),
+            (r#""changed_files":3"#, ""),
+            (
+                r#""changed_files":3,"modifiedAt":1714557600"#,
+                "modified_at",
+            ),
+            (r#""version":3,"changed":1714557600"#, "changed"),
+        ] {
+            let found = key(&[
+                &format!("{{\"id\":1,{at},{changed}}}"),
+                &format!("{{\"id\":2,{at},{}}}", changed.replace("00", "01")),
+            ]);
+            let version = match expected {
+                "" => String::new(),
+                name => format!("; version = \"{name}\""),
+            };
+            assert_eq!(found, format!("key = \"id\"{version}"), "{changed}");
+        }
     }
 
     #[test]
@@ -533,7 +639,7 @@ mod tests {
             r#"{"id":2,"time":1714557500000,"place":"south of the lake","geometry":{"type":"Point","coordinates":[11,60]}}"#,
         ]);
         for part in [
-            "unwrap = \"rows\"",
+            "is a record; not read beside it: type.\nunwrap = \"rows\"",
             "\"time\" timestamp(ms) not null",
             "geometry['coordinates'][2] as lat",
             "key = \"id\"",

@@ -2,7 +2,7 @@
 //! reason, and names what else was possible.
 
 use super::columns::{Column, Layout, Type};
-use super::naming;
+use super::{identity, naming};
 
 /// The least score of a key.
 const MIN_KEY_SCORE: i64 = 50;
@@ -14,6 +14,23 @@ const MAX_TYPES: usize = 40;
 const MAX_GROUP_VALUES: usize = 64;
 /// Values and columns that a comment names.
 const MAX_SHOWN: usize = 5;
+/// Columns that are compared record by record as keys.
+const MAX_KEYS: usize = 6;
+
+/// Keys that name a version, in every record.
+const VERSION_NAMES: [&str; 7] = [
+    "version",
+    "revision",
+    "rev",
+    "sequence",
+    "seq",
+    "updated",
+    "updated_at",
+];
+/// Words of keys that name the time of the last change, or its number.
+const CHANGE_WORDS: [&str; 3] = ["updated", "modified", "changed"];
+/// Words of keys that count what has changed.
+const COUNT_WORDS: [&str; 7] = ["count", "files", "lines", "num", "number", "rows", "total"];
 
 /// Keys that name the type of an event, best first.
 const TYPE_NAMES: [&str; 16] = [
@@ -84,6 +101,8 @@ pub(super) struct Guess<T> {
 /// Positions of columns by what they are for.
 pub(super) struct Roles {
     pub key: Option<Guess<usize>>,
+    /// What looks like a key, but different records share it and what orders its events.
+    pub shared_key: Option<usize>,
     pub version: Option<Guess<usize>>,
     pub texts: Option<Guess<Vec<String>>>,
     pub exact: Option<Guess<Vec<usize>>>,
@@ -103,15 +122,25 @@ pub(super) enum Coordinates {
     List(usize),
 }
 
-/// Assigns columns; `event_time` is the position of the one that is the event time.
-pub(super) fn assign(layout: &Layout<'_>, records: u64, event_time: Option<usize>) -> Roles {
+/// Assigns columns; `event_time` is the position of the one that is the event time, `sample` has
+/// the records, of which `records` are objects.
+pub(super) fn assign(
+    layout: &Layout<'_>,
+    records: u64,
+    event_time: Option<usize>,
+    sample: &[&[u8]],
+) -> Roles {
     let all = Columns {
         columns: &layout.columns,
         records,
         event_time,
+        sample,
     };
-    let key = all.key();
-    let version = all.version(key.as_ref().map(|key| key.value));
+    let Keys {
+        key,
+        shared_key,
+        version,
+    } = all.keys();
     let count = all.count();
     let groups = all.groups(count.as_ref().map(|count| count.value));
     let texts = all.texts();
@@ -122,6 +151,7 @@ pub(super) fn assign(layout: &Layout<'_>, records: u64, event_time: Option<usize
         .flat_map(|groups| groups.value.iter().copied());
     let exact = all.exact(first.chain(grouped).collect());
     Roles {
+        shared_key,
         version,
         texts,
         exact,
@@ -139,6 +169,14 @@ struct Columns<'a> {
     columns: &'a [Column<'a>],
     records: u64,
     event_time: Option<usize>,
+    sample: &'a [&'a [u8]],
+}
+
+/// What identifies an event.
+struct Keys {
+    key: Option<Guess<usize>>,
+    shared_key: Option<usize>,
+    version: Option<Guess<usize>>,
 }
 
 impl<'a> Columns<'a> {
@@ -156,7 +194,54 @@ impl<'a> Columns<'a> {
             .collect()
     }
 
-    fn key(&self) -> Option<Guess<usize>> {
+    /// The best key that distinguishes the records of the sample, with its version.
+    fn keys(&self) -> Keys {
+        let found = self.possible_keys();
+        let mut candidates = found.iter().take(MAX_KEYS).flat_map(|key| {
+            let version = self.version(*key);
+            // The event time may distinguish what the version does not.
+            let without = version.is_some().then_some((*key, None));
+            std::iter::once((*key, version)).chain(without)
+        });
+        let Some((key, version)) =
+            candidates.find(|(key, version)| self.is_identity(*key, *version))
+        else {
+            return Keys {
+                key: None,
+                shared_key: found.first().copied(),
+                version: None,
+            };
+        };
+        let after = found.iter().skip_while(|at| **at != key).skip(1);
+        let others = self.names(after.copied());
+        let version = version.map(|value| Guess {
+            value,
+            reason: format!(
+                "`{}` orders the events of one key",
+                self.columns[value].shown()
+            ),
+        });
+        Keys {
+            key: Some(Guess {
+                value: key,
+                reason: self.reason_of_key(key, &others),
+            }),
+            shared_key: None,
+            version,
+        }
+    }
+
+    /// Whether all records that share the key and its version, or their time, are the same.
+    fn is_identity(&self, key: usize, version: Option<usize>) -> bool {
+        let key = &self.columns[key];
+        let values = &key.node.values;
+        let is_unique = values.repeats == 0 && values.distinct() as u64 == self.records;
+        let order = version.or(self.event_time).map(|at| &self.columns[at]);
+        is_unique || identity::is_distinct(self.sample, key, order)
+    }
+
+    /// Columns that look like keys, best first.
+    fn possible_keys(&self) -> Vec<usize> {
         // The more often values repeat, the less the column identifies an event.
         let penalty = |c: &Column<'_>| match c.node.values.repeats {
             0 => 0,
@@ -171,43 +256,31 @@ impl<'a> Columns<'a> {
             .filter(|(score, _)| *score >= MIN_KEY_SCORE)
             .collect();
         found.sort_by_key(|(score, at)| (-score, *at));
-        let (_, at) = *found.first()?;
-        let column = &self.columns[at];
+        found.into_iter().map(|(_, at)| at).collect()
+    }
+
+    fn reason_of_key(&self, key: usize, others: &[String]) -> String {
+        let column = &self.columns[key];
         let mut reason = format!("`{}` is in every record", column.shown());
         reason += &match column.node.values.repeats {
             0 if self.records > 1 => ", each value once".to_owned(),
             0 => String::new(),
             n => format!(", {n} times with a value that was there before"),
         };
-        let others = self.names(found.iter().skip(1).map(|(_, at)| *at));
         if !others.is_empty() {
             reason += &format!("; also possible: {}", others.join(", "));
         }
-        Some(Guess { value: at, reason })
+        reason
     }
 
-    fn version(&self, key: Option<usize>) -> Option<Guess<usize>> {
-        key?;
-        let names = [
-            "version",
-            "revision",
-            "rev",
-            "sequence",
-            "seq",
-            "updated",
-            "updated_at",
-        ];
-        let is_version = |c: &Column<'_>| {
-            names.contains(&c.leaf().as_str())
-                && matches!(c.ty, Type::BigInt | Type::Timestamp(_))
-                && c.node.present() == self.records
-                && c.depth() < 2
-        };
-        let (at, column) = self
-            .others()
-            .find(|(at, c)| Some(*at) != key && is_version(c))?;
-        let reason = format!("`{}` orders the events of one key", column.shown());
-        Some(Guess { value: at, reason })
+    /// The column that orders the events of a key: one that has several values rather than one.
+    fn version(&self, key: usize) -> Option<usize> {
+        let possible = self.others().filter(|(at, c)| *at != key && c.depth() < 2);
+        let ranked = possible.filter_map(|(at, c)| {
+            let is_constant = self.records > 1 && c.node.values.distinct() < 2;
+            Some((is_constant, version_rank(c, self.records)?, at))
+        });
+        ranked.min().map(|(_, _, at)| at)
     }
 
     fn texts(&self) -> Option<Guess<Vec<String>>> {
@@ -416,6 +489,27 @@ fn key_score(column: &Column<'_>) -> i64 {
         _ => 0,
     };
     of_name - 15 * column.depth() as i64
+}
+
+/// How much a column is like a version, the least first; none if it is not one. A record that has
+/// not changed may have no time of its last change.
+fn version_rank(column: &Column<'_>, records: u64) -> Option<u8> {
+    let leaf = column.leaf();
+    let has_one_of = |words: &[&str]| leaf.split('_').any(|word| words.contains(&word));
+    let is_change = has_one_of(&CHANGE_WORDS);
+    let is_in_every = column.node.present() == records;
+    match column.ty {
+        Type::BigInt | Type::Timestamp(_)
+            if is_in_every && VERSION_NAMES.contains(&leaf.as_str()) =>
+        {
+            Some(0)
+        }
+        Type::Timestamp(_) if is_change => Some(if is_in_every { 1 } else { 2 }),
+        Type::BigInt if is_change && !has_one_of(&COUNT_WORDS) => {
+            Some(if is_in_every { 3 } else { 4 })
+        }
+        _ => None,
+    }
 }
 
 /// How much a column is like a text for people; none if it is not one.

@@ -34,6 +34,17 @@ const FORMATS: [&str; 3] = [
 ];
 
 impl TimeForm {
+    /// The form of two values; none if they have no common one. Some of the seconds with a fraction
+    /// are written as whole numbers.
+    fn merged(self, other: Self) -> Option<Self> {
+        match (self, other) {
+            (Self::Seconds, Self::DecimalSeconds) | (Self::DecimalSeconds, Self::Seconds) => {
+                Some(Self::DecimalSeconds)
+            }
+            _ => (self == other).then_some(self),
+        }
+    }
+
     /// For people.
     pub fn described(self) -> &'static str {
         match self {
@@ -51,7 +62,7 @@ impl TimeForm {
 /// The times among the values of a path, in the order of the records.
 #[derive(Debug, Default)]
 pub(super) struct Times {
-    /// How the first one is written.
+    /// How all of them are written.
     form: Option<TimeForm>,
     /// Values written in another form, or that are not times.
     others: u64,
@@ -74,8 +85,12 @@ pub(super) struct Times {
 impl Times {
     /// Takes a value into account; none if it is not a time.
     pub fn observe(&mut self, found: Option<(TimeForm, Micros)>) {
-        let Some((form, time)) = found.filter(|(form, _)| self.form.is_none_or(|f| f == *form))
-        else {
+        let before = self.form;
+        let merged = found.and_then(|(form, time)| {
+            let form = before.map_or(Some(form), |before| before.merged(form))?;
+            Some((form, time))
+        });
+        let Some((form, time)) = merged else {
             self.others += 1;
             return;
         };
@@ -232,6 +247,25 @@ mod tests {
         assert_eq!(times.form(), Some(TimeForm::Seconds));
         times.observe(of_integer(1_714_557_600_123));
         assert_eq!(times.form(), None);
+    }
+
+    #[test]
+    fn a_whole_number_among_seconds_with_a_fraction_is_one_of_them() {
+        for values in [
+            [1_714_557_600.5, 1_714_557_601.0],
+            [1_714_557_600.0, 1_714_557_600.5],
+        ] {
+            let mut times = Times::default();
+            for value in values {
+                times.observe(if f64::fract(value) == 0.0 {
+                    of_integer(value as i64)
+                } else {
+                    of_decimal(value)
+                });
+            }
+            assert_eq!(times.form(), Some(TimeForm::DecimalSeconds));
+            assert_eq!((times.count, times.ascending), (2, 1));
+        }
     }
 
     #[test]

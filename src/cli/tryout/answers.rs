@@ -35,6 +35,7 @@ pub fn of(proposal: &Proposal<'_>, input: &Input) -> Result<Value, RuntimeError>
             include: Vec::new(),
         },
         unwrap: None,
+        dropped: Vec::new(),
         notes: Vec::new(),
     };
     let text = proposal.to_toml(&input.shown, "data", &source);

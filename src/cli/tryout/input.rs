@@ -5,12 +5,15 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::infer::{Profile, SourceKind, SourceText, array_member};
+use crate::config::public_address;
+use crate::infer::{Profile, SourceKind, SourceText, envelope};
 use crate::runtime::RuntimeError;
 use crate::sources::sample::{self, Content, SampleLimits, Shape};
 
 /// Files of a folder that are looked at.
 const MAX_FILES: usize = 20;
+/// Members of an object that a comment names.
+const MAX_SHOWN_MEMBERS: usize = 8;
 /// Characters of a record that an error repeats.
 const MAX_SHOWN_CHARS: usize = 60;
 
@@ -23,6 +26,8 @@ pub struct Input {
     pub name: String,
     /// For people, without what may be a secret.
     pub shown: String,
+    /// The sample ends inside its first record.
+    is_cut: bool,
 }
 
 impl Input {
@@ -67,14 +72,17 @@ impl Input {
     ) -> Result<Self, RuntimeError> {
         let shown = path.display().to_string();
         let content = read_content(path, limits)?;
-        let unwrap = member(unwrap, &content.bytes);
-        let records = sample::records(&content, unwrap.as_deref(), limits)
+        let mut unwrap = Unwrap::of(unwrap, &[content.bytes.as_slice()]);
+        let records = sample::records(&content, unwrap.member(), limits)
             .map_err(|e| wrong(&shown, &e.to_string()))?;
+        let is_cut = is_cut(&content, &records);
         let damage = content
             .damage
             .map(|why| format!("Only its beginning can be read: {why}."));
+        unwrap.notes.extend(damage);
         Ok(Self {
             files: vec![records],
+            is_cut,
             source: SourceText {
                 kind: SourceKind::File {
                     path: seen_from(config, path),
@@ -82,8 +90,9 @@ impl Input {
                     recursive: false,
                     include: Vec::new(),
                 },
-                unwrap,
-                notes: damage.into_iter().collect(),
+                unwrap: unwrap.member,
+                dropped: unwrap.dropped,
+                notes: unwrap.notes,
             },
             name: stem(path),
             shown,
@@ -105,17 +114,23 @@ impl Input {
             bytes: limits.bytes.div_ceil(considered),
             ..*limits
         };
-        let mut folder = Folder {
-            unwrap: unwrap.map(str::to_owned),
-            ..Folder::default()
-        };
-        for path in paths.iter().take(MAX_FILES) {
-            folder.add(path, &limits);
+        let read = |path: &PathBuf| read_content(path, &limits).unwrap_or_default();
+        let contents: Vec<Content> = paths.iter().take(MAX_FILES).map(read).collect();
+        let objects: Vec<&[u8]> = contents
+            .iter()
+            .map(|content| content.bytes.as_slice())
+            .filter(|content| content.trim_ascii_start().first() == Some(&b'{'))
+            .collect();
+        let mut unwrap = Unwrap::of(unwrap, &objects);
+        let mut folder = Folder::default();
+        for (path, content) in paths.iter().zip(&contents) {
+            folder.add(path, content, unwrap.member(), &limits);
         }
-        let notes = match paths.len() {
-            n if n > MAX_FILES => vec![format!("Of {n} files, {MAX_FILES} were looked at.")],
-            _ => Vec::new(),
-        };
+        if paths.len() > MAX_FILES {
+            let all = paths.len();
+            let note = format!("Of {all} files, {MAX_FILES} were looked at.");
+            unwrap.notes.push(note);
+        }
         Ok(Self {
             source: SourceText {
                 kind: SourceKind::File {
@@ -124,9 +139,11 @@ impl Input {
                     recursive,
                     include: folder.include(),
                 },
-                unwrap: folder.unwrap,
-                notes,
+                unwrap: unwrap.member,
+                dropped: unwrap.dropped,
+                notes: unwrap.notes,
             },
+            is_cut: folder.is_cut,
             files: folder.files,
             name: stem(path),
             shown,
@@ -135,13 +152,13 @@ impl Input {
 
     fn http(url: &str, unwrap: Option<&str>, limits: &SampleLimits) -> Result<Self, RuntimeError> {
         let found = sample::http(url, limits).map_err(|e| not_reached(&e))?;
-        let shown = without_parameters(url).to_owned();
-        let mut notes = Vec::new();
-        let (records, unwrap, kind) = match found.shape {
+        let shown = public_address(url);
+        let (records, unwrap, kind, is_cut) = match found.shape {
             Shape::Messages(messages) => {
-                let unwrap = member_of(unwrap, &messages);
-                let records = sample::records_of(&messages, unwrap.as_deref(), limits);
-                (records, unwrap, SourceKind::HttpStream(url.to_owned()))
+                let unwrap = Unwrap::of_messages(unwrap, &messages);
+                let records = sample::records_of(&messages, unwrap.member(), limits);
+                let kind = SourceKind::HttpStream(url.to_owned());
+                (records, unwrap, kind, false)
             }
             Shape::Content(bytes) => {
                 let content = sample::content(bytes.as_slice(), limits)
@@ -150,19 +167,22 @@ impl Input {
                     is_complete: content.is_complete && found.has_ended,
                     ..content
                 };
-                let unwrap = member(unwrap, &content.bytes);
-                let records = sample::records(&content, unwrap.as_deref(), limits)
+                let mut unwrap = Unwrap::of(unwrap, &[content.bytes.as_slice()]);
+                let records = sample::records(&content, unwrap.member(), limits)
                     .map_err(|e| wrong(&shown, &e.to_string()))?;
-                let kind = kind_of_document(url, &content, found.has_ended, &unwrap, &mut notes);
-                (records, unwrap, kind)
+                let kind = kind_of_document(url, &content, found.has_ended, &mut unwrap);
+                let is_cut = is_cut(&content, &records);
+                (records, unwrap, kind, is_cut)
             }
         };
         Ok(Self {
             files: vec![records],
+            is_cut,
             source: SourceText {
                 kind,
-                unwrap,
-                notes,
+                unwrap: unwrap.member,
+                dropped: unwrap.dropped,
+                notes: unwrap.notes,
             },
             name: name_of_url(url),
             shown,
@@ -179,30 +199,43 @@ impl Input {
             Shape::Messages(messages) => messages,
             Shape::Content(content) => vec![content],
         };
-        let unwrap = member_of(unwrap, &messages);
+        let unwrap = Unwrap::of_messages(unwrap, &messages);
         Ok(Self {
-            files: vec![sample::records_of(&messages, unwrap.as_deref(), limits)],
+            files: vec![sample::records_of(&messages, unwrap.member(), limits)],
+            is_cut: false,
             source: SourceText {
                 kind: SourceKind::WebSocket(url.to_owned()),
-                unwrap,
-                notes: Vec::new(),
+                unwrap: unwrap.member,
+                dropped: unwrap.dropped,
+                notes: unwrap.notes,
             },
             name: name_of_url(url),
-            shown: without_parameters(url).to_owned(),
+            shown: public_address(url),
         })
     }
 
     /// Refuses a sample without records.
-    pub fn check(&self, profile: &Profile) -> Result<(), RuntimeError> {
+    pub fn check(&self, profile: &Profile, limits: &SampleLimits) -> Result<(), RuntimeError> {
         if profile.records > 0 {
             return Ok(());
         }
         let Some(first) = self.files.iter().flatten().next() else {
+            let reason = if self.is_cut {
+                "the sample ends inside its first record; read more of it with --bytes, or for longer with --for (a record may be as long as `[limits] record`, 1MiB by default)"
+            } else {
+                "there are no records; name something that has some, or wait for longer with --for"
+            };
+            return Err(wrong(&self.shown, reason));
+        };
+        if first.len() >= limits.record_bytes {
             return Err(wrong(
                 &self.shown,
-                "there are no records; name something that has some, or wait for longer with --for",
+                &format!(
+                    "the first record is longer than {} bytes, which is `[limits] record` by default; name an array inside it with --unwrap, or split it",
+                    limits.record_bytes
+                ),
             ));
-        };
+        }
         let text: String = String::from_utf8_lossy(first)
             .chars()
             .take(MAX_SHOWN_CHARS)
@@ -222,7 +255,8 @@ impl Input {
 #[derive(Default)]
 struct Folder {
     files: Vec<Vec<Vec<u8>>>,
-    unwrap: Option<String>,
+    /// A file is longer than its part of the sample, which ends inside its first record.
+    is_cut: bool,
     /// Extensions of files with records, and of other files.
     used: BTreeSet<String>,
     unused: BTreeSet<String>,
@@ -230,10 +264,9 @@ struct Folder {
 
 impl Folder {
     /// Looks at a file; one without records is not used.
-    fn add(&mut self, path: &Path, limits: &SampleLimits) {
-        let content = read_content(path, limits).unwrap_or_default();
-        let unwrap = member(self.unwrap.as_deref(), &content.bytes);
-        let records = sample::records(&content, unwrap.as_deref(), limits).unwrap_or_default();
+    fn add(&mut self, path: &Path, content: &Content, unwrap: Option<&str>, limits: &SampleLimits) {
+        let records = sample::records(content, unwrap, limits).unwrap_or_default();
+        self.is_cut |= is_cut(content, &records);
         let mut profile = Profile::default();
         records.iter().for_each(|record| profile.observe(record));
         let extension = path.extension().map(|e| e.to_string_lossy().into_owned());
@@ -243,7 +276,6 @@ impl Folder {
             return;
         }
         self.used.insert(extension);
-        self.unwrap = unwrap;
         self.files.push(records);
     }
 
@@ -275,14 +307,13 @@ fn kind_of_document(
     url: &str,
     content: &Content,
     has_ended: bool,
-    unwrap: &Option<String>,
-    notes: &mut Vec<String>,
+    unwrap: &mut Unwrap,
 ) -> SourceKind {
     if content.is_compressed {
         let file = name_with_extension(url);
-        notes.push(format!(
+        unwrap.notes.push(format!(
             "The document is compressed, which a poll does not read. Download it first: curl -o {file} {}",
-            without_parameters(url)
+            public_address(url)
         ));
         return SourceKind::File {
             path: file,
@@ -292,27 +323,88 @@ fn kind_of_document(
         };
     }
     let is_array = content.bytes.trim_ascii_start().first() == Some(&b'[');
-    if has_ended || is_array || unwrap.is_some() {
-        SourceKind::HttpPoll(url.to_owned())
+    let why = if has_ended {
+        "it ends, or its headers are those of a document: a length, a version, or a time"
+    } else if is_array || unwrap.member.is_some() {
+        "it is one array, or one object"
     } else {
-        SourceKind::HttpStream(url.to_owned())
+        return SourceKind::HttpStream(url.to_owned());
+    };
+    unwrap.notes.push(format!(
+        "The answer is a document, which is requested again and again: {why}."
+    ));
+    if let Some(next) = &unwrap.next {
+        unwrap.notes.push(format!(
+            "Its member `{next}` is the URL of the next page: with next = \"{next}\" a poll reads all pages."
+        ));
     }
+    SourceKind::HttpPoll(url.to_owned())
+}
+
+/// Which member of objects holds the records, with comments.
+#[derive(Debug, Default)]
+struct Unwrap {
+    member: Option<String>,
+    /// Members beside it.
+    dropped: Vec<String>,
+    /// One of them that is the URL of the next page.
+    next: Option<String>,
+    notes: Vec<String>,
+}
+
+impl Unwrap {
+    /// The member that is asked for, or that holds the records of all these documents. An empty one
+    /// asks for whole objects.
+    fn of(wanted: Option<&str>, documents: &[&[u8]]) -> Self {
+        if wanted == Some("") {
+            return Self::default();
+        }
+        let Some(found) = envelope(documents, wanted) else {
+            return Self {
+                member: wanted.map(str::to_owned),
+                ..Self::default()
+            };
+        };
+        if wanted.is_none() && found.is_record {
+            let others = found.others.iter().take(MAX_SHOWN_MEMBERS);
+            let others: Vec<&str> = others.map(String::as_str).collect();
+            let note = format!(
+                "Each object is a record. With --unwrap {} each element of that array is one, and other members ({}) are not read.",
+                found.member,
+                others.join(", ")
+            );
+            return Self {
+                notes: vec![note],
+                ..Self::default()
+            };
+        }
+        Self {
+            member: Some(found.member),
+            dropped: found.others,
+            next: found.next,
+            notes: Vec::new(),
+        }
+    }
+
+    fn of_messages(wanted: Option<&str>, messages: &[Vec<u8>]) -> Self {
+        let messages: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+        Self::of(wanted, &messages)
+    }
+
+    fn member(&self) -> Option<&str> {
+        self.member.as_deref()
+    }
+}
+
+/// Whether a content that was not read to its end has no whole record.
+fn is_cut(content: &Content, records: &[Vec<u8>]) -> bool {
+    records.is_empty() && !content.is_complete && !content.bytes.trim_ascii().is_empty()
 }
 
 fn read_content(path: &Path, limits: &SampleLimits) -> Result<Content, RuntimeError> {
     let failed = |e: std::io::Error| wrong(&path.display().to_string(), &e.to_string());
     let file = File::open(path).map_err(failed)?;
     sample::content(file, limits).map_err(failed)
-}
-
-/// The member that is asked for, or that holds the records.
-fn member(wanted: Option<&str>, content: &[u8]) -> Option<String> {
-    wanted.map_or_else(|| array_member(content), |w| Some(w.to_owned()))
-}
-
-/// Of messages, the member that is asked for, or that holds the records of the first one.
-fn member_of(wanted: Option<&str>, messages: &[Vec<u8>]) -> Option<String> {
-    member(wanted, messages.first().map_or(&[], Vec::as_slice))
 }
 
 /// A path as the configuration's folder sees it.
@@ -338,12 +430,9 @@ fn stem(path: &Path) -> String {
         .to_owned()
 }
 
-fn without_parameters(url: &str) -> &str {
-    url.split(['?', '#']).next().unwrap_or_default()
-}
-
 fn name_with_extension(url: &str) -> String {
-    let path = without_parameters(url).split("://").nth(1);
+    let address = public_address(url);
+    let path = address.split("://").nth(1);
     let mut parts = path.unwrap_or_default().split('/');
     // The host.
     parts.next();
@@ -353,10 +442,8 @@ fn name_with_extension(url: &str) -> String {
 
 /// The last part of a URL's path, or its host.
 fn name_of_url(url: &str) -> String {
-    let rest = without_parameters(url)
-        .split("://")
-        .nth(1)
-        .unwrap_or_default();
+    let address = public_address(url);
+    let rest = address.split("://").nth(1).unwrap_or_default();
     let mut parts = rest.split('/').filter(|part| !part.is_empty());
     let host = parts.next().unwrap_or_default();
     let name = parts.next_back().unwrap_or(host);
@@ -374,6 +461,69 @@ fn not_reached(error: &crate::sources::SourceError) -> RuntimeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Reads files of a folder, or one file.
+    fn read(files: &[(&str, &str)], from: &str, unwrap: Option<&str>) -> Input {
+        let limits = SampleLimits {
+            records: 100,
+            bytes: 4_000,
+            time: std::time::Duration::from_secs(1),
+            record_bytes: 200,
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("a file");
+        }
+        let from = folder.path().join(from);
+        let from = from.to_str().expect("text");
+        Input::read(from, unwrap, Path::new("weir.toml"), &limits).expect("a sample")
+    }
+
+    #[test]
+    fn orders_are_read_whole_and_an_envelope_is_not() {
+        let order = |n: u32| format!("{{\"order_id\":{n},\"items\":[{{\"a\":1}},{{\"a\":2}}]}}");
+        let (first, second) = (order(1), order(2));
+        let orders = [("a.json", first.as_str()), ("b.json", second.as_str())];
+        for from in ["", "a.json"] {
+            let input = read(&orders, from, None);
+            assert_eq!(input.source.unwrap, None);
+            assert!(input.source.notes[0].contains("--unwrap items"));
+            let records = input.files.concat();
+            assert!(
+                records
+                    .iter()
+                    .all(|record| record.starts_with(b"{\"order_id\""))
+            );
+        }
+        let items = read(&orders, "", Some("items"));
+        assert_eq!(items.files.concat().len(), 4);
+        assert_eq!(items.source.dropped, ["order_id"]);
+        let page = [("a.json", r#"{"count":2,"rows":[{"a":1},{"a":2}]}"#)];
+        let rows = read(&page, "a.json", None);
+        assert_eq!(rows.source.unwrap.as_deref(), Some("rows"));
+        assert_eq!(rows.files[0].len(), 2);
+        let whole = read(&page, "a.json", Some(""));
+        assert_eq!((whole.source.unwrap, whole.files[0].len()), (None, 1));
+    }
+
+    #[test]
+    fn a_long_record_is_refused_as_long() {
+        let limits = SampleLimits {
+            records: 100,
+            bytes: 4_000,
+            time: std::time::Duration::from_secs(1),
+            record_bytes: 200,
+        };
+        for (length, expected) in [(1_000, "longer than 200 bytes"), (9_000, "with --bytes")] {
+            let text = format!("{{\"a\":\"{}\"}}", "x".repeat(length));
+            let input = read(&[("a.json", text.as_str())], "a.json", None);
+            let mut profile = Profile::default();
+            let records = input.files.iter().flatten();
+            records.for_each(|record| profile.observe(record));
+            let refusal = input.check(&profile, &limits).expect_err("it is long");
+            assert!(refusal.to_string().contains(expected), "{refusal}");
+        }
+    }
 
     #[test]
     fn names_follow_from_urls_and_paths() {

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use reqwest::header;
+use reqwest::header::{self, HeaderMap};
 use tokio::time::{Instant, timeout_at};
 
 use super::body::Body;
-use super::client::{HttpError, Requester, check, shown, source_error, without_parameters};
-use crate::config::HttpRequest;
+use super::client::{HttpError, Requester, check, source_error};
+use crate::config::{HttpRequest, public_address};
 use crate::sources::SourceError;
+use crate::sources::message::is_complete_value;
 use crate::sources::sample::{Sample, SampleLimits, Shape};
 
 const ACCEPT: &str = "application/json, application/x-ndjson, text/event-stream;q=0.9, */*;q=0.5";
@@ -24,9 +25,8 @@ pub(crate) fn sample(url: &str, limits: &SampleLimits) -> Result<Sample, SourceE
         url: url.to_owned(),
         headers: BTreeMap::new(),
     };
-    let address = without_parameters(url);
-    let requester = Requester::new(&request).map_err(|e| source_error(address, &e))?;
-    let address = shown(&requester.url);
+    let address = public_address(url);
+    let requester = Requester::new(&request).map_err(|e| source_error(&address, &e))?;
     super::runtime(&address)?
         .block_on(read(&requester, limits))
         .map_err(|e| source_error(&address, &e))
@@ -41,6 +41,7 @@ async fn read(requester: &Requester, limits: &SampleLimits) -> Result<Sample, Ht
         .map_err(HttpError::from)?;
     check(&response, 0)?;
     let content_type = response.headers().get(header::CONTENT_TYPE);
+    let is_document = is_document(response.headers());
     let mut body = Body::new(content_type.and_then(|value| value.to_str().ok()));
     let (mut content, mut messages) = (Vec::new(), Vec::new());
     let mut has_ended = false;
@@ -64,13 +65,76 @@ async fn read(requester: &Requester, limits: &SampleLimits) -> Result<Sample, Ht
             break;
         }
     }
-    let is_stream = matches!(body, Body::Events(_));
+    if matches!(body, Body::Events(_)) {
+        return Ok(Sample {
+            shape: Shape::Messages(messages),
+            has_ended: false,
+        });
+    }
+    // Lines of a document are looked at as if it ended after the last whole one: followed as a
+    // stream, a document would be stored with every request.
+    if is_document && !has_ended && is_lines(&content) {
+        let end = memchr::memrchr(b'\n', &content).map_or(0, |newline| newline + 1);
+        content.truncate(end);
+        has_ended = true;
+    }
     Ok(Sample {
-        shape: if is_stream {
-            Shape::Messages(messages)
-        } else {
-            Shape::Content(content)
-        },
-        has_ended: has_ended && !is_stream,
+        shape: Shape::Content(content),
+        has_ended,
     })
+}
+
+/// Whether an answer is a document, which has an end: a stream has no length, no version, no time
+/// of its last change, and no parts that can be requested.
+fn is_document(headers: &HeaderMap) -> bool {
+    [header::CONTENT_LENGTH, header::ETAG, header::LAST_MODIFIED]
+        .into_iter()
+        .any(|name| headers.contains_key(name))
+        || headers
+            .get(header::ACCEPT_RANGES)
+            .is_some_and(|ranges| ranges.as_bytes().eq_ignore_ascii_case(b"bytes"))
+}
+
+/// Whether the first line is an object of its own.
+fn is_lines(content: &[u8]) -> bool {
+    let start = content.trim_ascii_start();
+    let line = memchr::memchr(b'\n', start).map(|newline| &start[..newline]);
+    start.first() == Some(&b'{') && line.is_some_and(is_complete_value)
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn headers_of_documents_are_those_that_a_stream_does_not_have() {
+        for (name, value, expected) in [
+            (header::CONTENT_LENGTH, "12", true),
+            (header::ETAG, "\"a\"", true),
+            (header::LAST_MODIFIED, "Wed, 01 May 2024 10:00:00 GMT", true),
+            (header::ACCEPT_RANGES, "bytes", true),
+            (header::ACCEPT_RANGES, "none", false),
+            (header::TRANSFER_ENCODING, "chunked", false),
+        ] {
+            let header: (HeaderName, HeaderValue) = (name, HeaderValue::from_static(value));
+            let headers: HeaderMap = [header].into_iter().collect();
+            assert_eq!(is_document(&headers), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn lines_begin_with_an_object_of_their_own() {
+        for (content, expected) in [
+            ("{\"a\":1}\n{\"a\"", true),
+            ("\n{\"a\":1}\r\n", true),
+            ("{\n\"a\":[", false),
+            ("{\"a\":[{}", false),
+            ("[{}\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_lines(content.as_bytes()), expected, "{content}");
+        }
+    }
 }
