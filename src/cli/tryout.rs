@@ -7,7 +7,7 @@ mod input;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,10 +221,23 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
     let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    if let Ok(old) = path.metadata() {
+        // A service whose user owned the old one reads the new one, too.
+        let new = file.as_file().metadata()?;
+        if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
+            fchown(file.as_file(), Some(old.uid()), Some(old.gid()))?;
+        }
+    }
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
-    file.persist(&path).map_err(|e| e.error)?;
-    Ok(())
+    file.persist(&path)
+        .map(drop)
+        .map_err(|e| match e.error.kind() {
+            io::ErrorKind::ResourceBusy => {
+                io::Error::other("a mount point cannot be replaced; name another file with -c")
+            }
+            _ => e.error,
+        })
 }
 
 /// Checks a proposed text as `weir check` does.

@@ -12,8 +12,13 @@ pub fn public_address(address: &str) -> String {
         None => (String::new(), place),
     };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
     match authority.rsplit_once('@') {
         Some((_, host)) => format!("{scheme}{HIDDEN}@{host}{path}"),
+        // What looks like a port is a password with one of `/?#`, which end the authority.
+        None if address.contains('@') && !port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            format!("{scheme}{HIDDEN}")
+        }
         None => format!("{scheme}{authority}{path}"),
     }
 }
@@ -54,6 +59,10 @@ mod tests {
             ),
             ("http://h?token=a?b#secret", "http://h", "?token=hidden"),
             ("http://h#a?b=c", "http://h", ""),
+            ("wss://u:pa/ss@host/x", "wss://hidden", ""),
+            ("wss://u:p#ss@host/x", "wss://hidden", ""),
+            ("https://host:80/a@b", "https://host:80/a@b", ""),
+            ("http://[::1]:80/x", "http://[::1]:80/x", ""),
             ("u:p@host", "hidden@host", ""),
             ("", "", ""),
         ] {

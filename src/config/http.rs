@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+use super::address::public_address;
 use super::raw;
 
 /// How long a stream may be silent by default.
@@ -228,9 +229,9 @@ fn members(key: &'static str, path: &str) -> Result<Vec<String>, HttpKeyError> {
 }
 
 fn request(typed: &raw::Source, url: &str, base: &Path) -> Result<HttpRequest, HttpKeyError> {
-    let parsed = Url::parse(url).map_err(|_| HttpKeyError::Url(url.to_owned()))?;
+    let parsed = Url::parse(url).map_err(|_| HttpKeyError::Url(public_address(url)))?;
     if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
-        return Err(HttpKeyError::Url(url.to_owned()));
+        return Err(HttpKeyError::Url(public_address(url)));
     }
     if parsed.password().is_some() || !parsed.username().is_empty() {
         return Err(HttpKeyError::Password);

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use reqwest::Url;
+
+use super::address::public_address;
 use super::error::ConfigError;
 use super::file::{self, FileDef};
 use super::http::{self, HttpKeyError, HttpPollDef, HttpStreamDef};
@@ -182,8 +185,9 @@ fn kind(
         }
         "websocket" => {
             let url = required(typed.url.as_ref(), "url")?;
-            if !url.starts_with("ws://") && !url.starts_with("wss://") {
-                return Err(InvalidSource::Url(url));
+            let parsed = Url::parse(&url).ok().filter(Url::has_host);
+            if !parsed.is_some_and(|parsed| matches!(parsed.scheme(), "ws" | "wss")) {
+                return Err(InvalidSource::Url(public_address(&url)));
             }
             Ok(SourceKind::WebSocket { url })
         }

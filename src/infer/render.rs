@@ -614,6 +614,8 @@ mod tests {
         for (changed, expected) in [
             (r#""last_modified":"2024-05-02T10:00:00Z""#, "last_modified"),
             (r#""changed_files":3"#, ""),
+            (r#""updated_by_id":700"#, ""),
+            (r#""modified":100"#, ""),
             (
                 r#""changed_files":3,"modifiedAt":1714557600"#,
                 "modified_at",

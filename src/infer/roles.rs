@@ -276,9 +276,13 @@ impl<'a> Columns<'a> {
     /// The column that orders the events of a key: one that has several values rather than one.
     fn version(&self, key: usize) -> Option<usize> {
         let possible = self.others().filter(|(at, c)| *at != key && c.depth() < 2);
+        // The time of a change orders events already, if it is the event time.
+        let event_time = self.event_time.map(|at| self.columns[at].leaf());
+        let is_ordered = event_time.is_some_and(|leaf| is_of_change(&leaf));
         let ranked = possible.filter_map(|(at, c)| {
             let is_constant = self.records > 1 && c.node.values.distinct() < 2;
-            Some((is_constant, version_rank(c, self.records)?, at))
+            let rank = version_rank(c, self.records)?;
+            (rank == 0 || !is_ordered).then_some((is_constant, rank, at))
         });
         ranked.min().map(|(_, _, at)| at)
     }
@@ -491,12 +495,19 @@ fn key_score(column: &Column<'_>) -> i64 {
     of_name - 15 * column.depth() as i64
 }
 
+/// Whether a key names a change.
+fn is_of_change(leaf: &str) -> bool {
+    VERSION_NAMES.contains(&leaf) || leaf.split('_').any(|word| CHANGE_WORDS.contains(&word))
+}
+
 /// How much a column is like a version, the least first; none if it is not one. A record that has
 /// not changed may have no time of its last change.
 fn version_rank(column: &Column<'_>, records: u64) -> Option<u8> {
     let leaf = column.leaf();
-    let has_one_of = |words: &[&str]| leaf.split('_').any(|word| words.contains(&word));
-    let is_change = has_one_of(&CHANGE_WORDS);
+    let counts = leaf.split('_').any(|word| COUNT_WORDS.contains(&word));
+    // An account that changed it, or whether it was changed, orders nothing.
+    let is_time = !counts && !naming::is_id(&leaf) && column.node.times.form().is_some();
+    let is_change = is_of_change(&leaf);
     let is_in_every = column.node.present() == records;
     match column.ty {
         Type::BigInt | Type::Timestamp(_)
@@ -505,9 +516,7 @@ fn version_rank(column: &Column<'_>, records: u64) -> Option<u8> {
             Some(0)
         }
         Type::Timestamp(_) if is_change => Some(if is_in_every { 1 } else { 2 }),
-        Type::BigInt if is_change && !has_one_of(&COUNT_WORDS) => {
-            Some(if is_in_every { 3 } else { 4 })
-        }
+        Type::BigInt if is_change && is_time => Some(if is_in_every { 3 } else { 4 }),
         _ => None,
     }
 }

@@ -308,11 +308,13 @@ impl Notebooks {
     pub fn delete(&self, name: &str, expected: Option<u64>) -> Result<(), NotebookError> {
         check_name(name)?;
         let mut entries = self.entries();
-        if expected.is_some() {
+        if expected.is_some() && self.path(name).exists() {
             check_version(self.read(name)?.version, expected)?;
         }
         let removed = match Disk.remove(&self.path(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Somebody has removed the file by hand.
+                entries.as_mut().map(|entries| entries.remove(name));
                 return Err(NotebookError::NotFound(name.to_owned()));
             }
             removed => removed.and_then(|()| Disk.sync_folder(&self.folder)),

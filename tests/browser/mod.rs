@@ -194,6 +194,9 @@ fn a_posted_event_appears_and_hostile_names_are_text() {
     record["group"]["group_urlname"] = json!(hostile);
     assert_eq!(server.post(&[], &ndjson(&[record])).0, 200);
     browser.wait_for_text("#latest", "77000001");
+    wait_until("its index is as far as the stream", || {
+        server.get("/api/v1/search?q=zebra").1["total"] == 1
+    });
     open(&browser, &server, "#/search?q=zebra");
     browser.wait("document.querySelector('#hits [data-test=hit] mark')");
     browser.run("document.querySelector('#hits [data-test=details]').click()");

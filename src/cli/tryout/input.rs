@@ -331,7 +331,7 @@ fn kind_of_document(
         return SourceKind::HttpStream(url.to_owned());
     };
     unwrap.notes.push(format!(
-        "The answer is a document, which is requested again and again: {why}."
+        "The answer is a document, which is requested again and again: {why}. One longer than [limits] body is refused; download it instead, and read the file."
     ));
     if let Some(next) = &unwrap.next {
         unwrap.notes.push(format!(
@@ -446,6 +446,7 @@ fn name_of_url(url: &str) -> String {
     let rest = address.split("://").nth(1).unwrap_or_default();
     let mut parts = rest.split('/').filter(|part| !part.is_empty());
     let host = parts.next().unwrap_or_default();
+    let host = host.rsplit('@').next().unwrap_or_default();
     let name = parts.next_back().unwrap_or(host);
     name.split('.').next().unwrap_or_default().to_owned()
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::compute::cast;
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
@@ -65,7 +65,13 @@ fn stored_schema(schema: &SchemaRef) -> SchemaRef {
 
 fn in_schema(schema: &SchemaRef, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let columns = schema.fields().iter().zip(rows.columns());
-    let columns = columns.map(|(field, column)| cast(column, field.data_type()));
+    // A time that does not fit is an error rather than null.
+    let options = CastOptions {
+        safe: false,
+        ..CastOptions::default()
+    };
+    let columns =
+        columns.map(|(field, column)| cast_with_options(column, field.data_type(), &options));
     RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
 }
 

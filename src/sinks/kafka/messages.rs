@@ -18,12 +18,12 @@ use crate::operators::lsns;
 use crate::query::encode;
 use crate::sinks::{Delivery, SinkError, SinkTable};
 
-/// Batches of rows that wait to be encoded, each of about 8 MiB; one more is being encoded, and one
-/// being read.
-const BATCHES_AHEAD: usize = 1;
+/// Batches of rows that wait to be encoded, each of about 8 MiB: none, one is being encoded while
+/// another is read.
+const BATCHES_AHEAD: usize = 0;
 /// [`Messages`] that wait to be sent, each of about 1 MiB of rows; one more is being sent, and one
-/// being encoded.
-const MESSAGES_AHEAD: usize = 4;
+/// being encoded. They keep the batches whose rows they have.
+const MESSAGES_AHEAD: usize = 2;
 /// Bytes of a buffer that is used again.
 const MAX_REUSED_BYTES: usize = 8 << 20;
 

@@ -342,7 +342,6 @@ impl Counts {
         let hours_from = state
             .hours_from
             .map_or(first, |from| from.clamp(first, last + 1));
-        let stored = StoredCounts::open(&self.file, &state)?;
         let mut partial = Vec::new();
         for (hour, groups) in state.hours.range(hours_from..last + 1) {
             let start = hour * MICROS_PER_HOUR;
@@ -352,6 +351,8 @@ impl Counts {
                 partial.push(*hour);
             }
         }
+        let is_read = |hour| (first..hours_from).contains(&hour) || partial.contains(&hour);
+        let stored = StoredCounts::open(&self.file, &state, is_read)?;
         // What is stored may be millions of groups and days, for which the view must not wait.
         drop(state);
         stored.add(first, hours_from, from, to, emit)?;
@@ -380,10 +381,11 @@ impl Counts {
         if from >= to {
             return Ok(applied);
         }
-        let stored = StoredCounts::open(&self.file, &state)?;
-        drop(state);
         let first = bucket(from, MICROS_PER_HOUR);
         let last = bucket(to - 1, MICROS_PER_HOUR);
+        let is_read = |hour| (first..=last).contains(&hour);
+        let stored = StoredCounts::open(&self.file, &state, is_read)?;
+        drop(state);
         for hour in first..=last {
             stored.each_second(hour, from, to, emit)?;
         }
@@ -395,11 +397,17 @@ impl Counts {
 struct StoredCounts {
     blocks: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
     days: Option<ReadOnlyTable<&'static [u8], (u64, u64)>>,
-    pending: Option<Arc<PendingBlocks>>,
+    pending: PendingBlocks,
 }
 
 impl StoredCounts {
-    fn open(file: &StateStore, state: &State) -> Result<Self, ViewError> {
+    /// With the pending blocks of the hours that are read: a copy, since the view would copy all of
+    /// them at its next row if they were shared.
+    fn open(
+        file: &StateStore,
+        state: &State,
+        is_read: impl Fn(i64) -> bool,
+    ) -> Result<Self, ViewError> {
         let transaction = file.read()?;
         // A commit may have happened since the state was locked: what was pending is then in the
         // file.
@@ -408,7 +416,14 @@ impl StoredCounts {
         Ok(Self {
             blocks: open_table(&transaction, BLOCKS)?,
             days: open_table(&transaction, DAYS)?,
-            pending: (!is_committed).then(|| state.pending.clone()),
+            pending: if is_committed {
+                PendingBlocks::default()
+            } else {
+                let pending = state.pending.iter();
+                let read = pending.filter(|((hour, _), _)| is_read(*hour));
+                read.map(|(key, block)| (key.clone(), block.clone()))
+                    .collect()
+            },
         })
     }
 
@@ -457,12 +472,7 @@ impl StoredCounts {
             }
         }
         let hours = first * HOURS_PER_DAY..end * HOURS_PER_DAY;
-        for ((_, group), block) in self
-            .pending
-            .iter()
-            .flat_map(|pending| pending.iter())
-            .filter(|((h, _), _)| hours.contains(h))
-        {
+        for ((_, group), block) in self.pending.iter().filter(|((h, _), _)| hours.contains(h)) {
             block.values().for_each(|count| emit(group, *count));
         }
         Ok(())
@@ -506,12 +516,7 @@ impl StoredCounts {
                 }
             }
         }
-        for ((_, group), block) in self
-            .pending
-            .iter()
-            .flat_map(|pending| pending.iter())
-            .filter(|((h, _), _)| *h == hour)
-        {
+        for ((_, group), block) in self.pending.iter().filter(|((h, _), _)| *h == hour) {
             block
                 .iter()
                 .for_each(|(second, count)| add(group, (*second, *count)));
