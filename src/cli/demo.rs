@@ -76,7 +76,8 @@ fn generate(upstream: &Upstream, stop: &AtomicBool) {
         seed,
         start_ms,
         rate: RATE,
-        hostile: 0.1,
+        // So many that the first is seen within seconds.
+        hostile: 1.0,
         first_id,
     });
     let started = Instant::now();
