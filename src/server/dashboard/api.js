@@ -43,7 +43,7 @@ export function lost() {
   return new ApiError(0, {
     code: "lost",
     message: "The server does not answer.",
-    hint: "It may be restarting. The page goes on once it answers; until then, see the log of weir run.",
+    hint: "It may be restarting. The page continues once it answers; until then, see the log of weir run.",
   });
 }
 

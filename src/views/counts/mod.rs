@@ -413,17 +413,13 @@ impl StoredCounts {
         // file.
         let is_committed =
             super::state_store::checkpoint_in(&transaction)?.is_some_and(|p| p > state.committed);
+        let pending = state.pending.iter();
+        let read = pending.filter(|((hour, _), _)| !is_committed && is_read(*hour));
+        let copied = read.map(|(key, block)| (key.clone(), block.clone()));
         Ok(Self {
             blocks: open_table(&transaction, BLOCKS)?,
             days: open_table(&transaction, DAYS)?,
-            pending: if is_committed {
-                PendingBlocks::default()
-            } else {
-                let pending = state.pending.iter();
-                let read = pending.filter(|((hour, _), _)| is_read(*hour));
-                read.map(|(key, block)| (key.clone(), block.clone()))
-                    .collect()
-            },
+            pending: copied.collect(),
         })
     }
 
