@@ -278,8 +278,9 @@ fn write_zeros(file: &fs::File, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file under a temporary name and renames it; a failed attempt leaves no file.
-fn write_and_rename(
+/// Writes a file under a temporary name, syncs it, renames it, and makes the name durable: after a
+/// crash there is the old file or the new one. A failed attempt leaves no temporary file.
+pub(crate) fn write_and_rename(
     path: &Path,
     write: impl FnOnce(&fs::File) -> io::Result<()>,
 ) -> io::Result<fs::File> {
@@ -299,7 +300,8 @@ fn write_and_rename(
     Ok(file)
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder of a file.
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."))

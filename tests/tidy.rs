@@ -132,7 +132,7 @@ const IMPORTS: [(&str, &str); 33] = [
     ),
     (
         "cli",
-        "clock config event generator ids infer operators query runtime schema server sinks sources",
+        "clock config event generator ids infer operators query runtime schema server sinks sources storage",
     ),
 ];
 

@@ -72,8 +72,8 @@ fn report(folder: &Path, arguments: &[&str]) -> Value {
     serde_json::from_str(&succeed(folder, &all)).expect("JSON")
 }
 
-/// The examples are what the samples give. `weir try testdata/try/X --print > examples/try/NAME.toml`
-/// writes one again.
+/// The examples are what the samples give, after comments on what a sample was compared with.
+/// `testdata/try/README.md` has the command that writes them again.
 #[test]
 fn samples_of_public_formats_give_the_examples() {
     for (file, name, records) in SAMPLES {
@@ -85,7 +85,10 @@ fn samples_of_public_formats_give_the_examples() {
         assert!(messages.contains(&all), "{file}: {messages}");
         let example = root().join("examples/try").join(format!("{name}.toml"));
         let expected = std::fs::read_to_string(&example).expect("an example");
+        let start = expected.find("# Proposed by").expect("a proposal");
+        assert!(expected[..start].contains("compared with"), "{expected}");
         let found = String::from_utf8(output.stdout).expect("text");
+        let expected = &expected[start..];
         assert_eq!(found, expected, "{path} and {}", example.display());
     }
 }
@@ -274,6 +277,90 @@ fn a_document_is_polled_and_an_open_stream_followed() {
         "{}",
         written()
     );
+}
+
+/// An answer in chunks, without a length. The last chunk, which says that it ends, is missing from
+/// an open one.
+fn chunked(body: &[u8], is_open: bool) -> Vec<u8> {
+    let mut out = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n".to_vec();
+    out.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+    for chunk in body.chunks(4_000) {
+        out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        out.extend_from_slice(chunk);
+        out.extend_from_slice(b"\r\n");
+    }
+    if !is_open {
+        out.extend_from_slice(b"0\r\n\r\n");
+    }
+    out
+}
+
+/// No header says whether it ends, and it has more lines than a sample needs.
+#[test]
+fn a_chunked_answer_is_a_document_if_it_ends() {
+    let folder = TestFolder::new("");
+    let here = folder.path("");
+    let line = |n: u32| {
+        let (minute, second) = (n / 60, n % 60);
+        format!("{{\"id\":{n},\"at\":\"2024-05-01T10:{minute:02}:{second:02}Z\"}}\n")
+    };
+    let lines: String = (0..3_000).map(line).collect();
+    for (is_open, expected) in [(false, "http_poll"), (true, "http_stream")] {
+        let port = serve(chunked(lines.as_bytes(), is_open), is_open);
+        let url = format!("http://127.0.0.1:{port}/feed");
+        let mut arguments = vec![url.as_str(), "--force"];
+        arguments.extend(["--records", "100", "--for", "3s"]);
+        let answers = report(&here, &arguments);
+        assert_eq!(answers["accepted"], 100, "{answers}");
+        let text = std::fs::read_to_string(folder.path("weir.toml")).expect("readable");
+        let source = format!("type = \"{expected}\"");
+        assert!(text.contains(&source), "{text}");
+        assert_eq!(text.contains("had not ended"), is_open, "{text}");
+    }
+}
+
+/// Whichever operation fails, also the last one, which makes the name durable: there is the old
+/// file or the new one, nothing beside it, and the failure is reported.
+#[test]
+fn a_configuration_is_overwritten_durably_or_not_at_all() {
+    const EIO: &str = "5";
+    let folder = TestFolder::new("");
+    let library = folder.build_library("disk.c");
+    std::fs::create_dir(folder.path("conf")).expect("a folder");
+    folder.write("quakes.geojson", &sample("quakes.geojson"));
+    let root = folder.path("conf").canonicalize().expect("a folder");
+    let path = root.join("weir.toml");
+    let run = |after: u64| {
+        std::fs::write(&path, "old").expect("a file");
+        let mut command: Command = weir();
+        let output = command
+            .args(["try", "quakes.geojson", "--force", "-c", "conf/weir.toml"])
+            .current_dir(folder.path(""))
+            .env("LD_PRELOAD", &library)
+            .env("FAIL_UNDER", &root)
+            .env("FAIL_COUNT", folder.path("count"))
+            .env("FAIL_AFTER", after.to_string())
+            .env("FAIL_FOR", "1")
+            .env("FAIL_WITH", EIO)
+            .output();
+        output.expect("the binary runs")
+    };
+    let output = run(1_000);
+    assert!(output.status.success(), "{}", messages(&output));
+    let count = std::fs::read_to_string(folder.path("count")).expect("a count");
+    let count: u64 = count.parse().expect("a number");
+    // The content, its sync, the rename, and the sync of the folder.
+    assert!((4..50).contains(&count), "{count}");
+    for after in 0..count {
+        let output = run(after);
+        let messages = messages(&output);
+        assert_eq!(output.status.code(), Some(1), "{after}: {messages}");
+        let text = std::fs::read_to_string(&path).expect("readable");
+        let is_new = text.contains("[streams.quakes]") && text.ends_with("\"60s\"\n");
+        assert!(text == "old" || is_new, "{after}: {text}");
+        let entries = std::fs::read_dir(&root).expect("a folder");
+        assert_eq!(entries.count(), 1, "{after}");
+    }
 }
 
 #[test]

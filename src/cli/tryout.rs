@@ -5,9 +5,9 @@ mod answers;
 mod input;
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::infer::{Profile, Proposal, stream_name};
 use crate::runtime::{RuntimeError, dry_run, views};
 use crate::schema::Catalog;
 use crate::sources::sample::SampleLimits;
+use crate::storage;
 use input::Input;
 
 /// Bytes of a record, as `[limits] record` has by default.
@@ -201,7 +202,8 @@ fn create(path: &Path, text: &str) -> io::Result<()> {
         .open(path)?;
     let written = file
         .write_all(text.as_bytes())
-        .and_then(|()| file.sync_all());
+        .and_then(|()| file.sync_all())
+        .and_then(|()| storage::sync_folder(storage::parent(path)));
     if written.is_err() {
         // The error that is reported is the first one.
         let _ = std::fs::remove_file(path);
@@ -217,27 +219,27 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     if path.exists() && !path.is_file() {
         return Err(io::Error::other("not a file; name another one with -c"));
     }
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-    if let Ok(old) = path.metadata() {
+    let written = storage::write_and_rename(&path, |file| write_private(file, &path, text));
+    written.map(drop).map_err(|e| match e.kind() {
+        io::ErrorKind::ResourceBusy => {
+            io::Error::other("a mount point cannot be replaced; name another file with -c")
+        }
+        _ => e,
+    })
+}
+
+/// Writes a file that only the owner of `old` can read.
+fn write_private(mut file: &File, old: &Path, text: &str) -> io::Result<()> {
+    // What a kill left under the temporary name may be readable by others.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    if let Ok(old) = old.metadata() {
         // A service whose user owned the old one reads the new one, too.
-        let new = file.as_file().metadata()?;
+        let new = file.metadata()?;
         if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
-            fchown(file.as_file(), Some(old.uid()), Some(old.gid()))?;
+            fchown(file, Some(old.uid()), Some(old.gid()))?;
         }
     }
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(&path)
-        .map(drop)
-        .map_err(|e| match e.error.kind() {
-            io::ErrorKind::ResourceBusy => {
-                io::Error::other("a mount point cannot be replaced; name another file with -c")
-            }
-            _ => e.error,
-        })
+    file.write_all(text.as_bytes())
 }
 
 /// Checks a proposed text as `weir check` does.
@@ -484,12 +486,13 @@ mod tests {
 
     #[test]
     fn an_overwritten_configuration_is_its_owners() {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("weir.toml");
-        std::fs::write(&path, "old").expect("a file");
-        let readable = std::fs::Permissions::from_mode(0o644);
-        std::fs::set_permissions(&path, readable).expect("a mode");
+        // The second one is what a kill may leave.
+        for path in [&path, &folder.path().join("weir.toml.tmp")] {
+            std::fs::write(path, "old").expect("a file");
+            std::fs::set_permissions(path, Permissions::from_mode(0o644)).expect("a mode");
+        }
         assert!(create(&path, "new").is_err());
         replace(&path, "new").expect("it is replaced");
         assert_eq!(std::fs::read_to_string(&path).expect("text"), "new");

@@ -1,6 +1,8 @@
 //! A profile as columns: the type of each path, and the columns of the stream's table, in which
 //! structs are flattened.
 
+use std::cmp::Reverse;
+
 use super::naming;
 use super::profile::{Node, Profile};
 use super::times::TimeForm;
@@ -84,6 +86,26 @@ impl Column<'_> {
         })
     }
 
+    /// The value as the table stores it: texts that are numbers become numbers.
+    pub fn stored(&self) -> String {
+        match self.number() {
+            Some(ty) => format!("try_cast({} as {ty})", self.expression()),
+            None => self.expression(),
+        }
+    }
+
+    /// The type of the numbers that its texts are, where its name is that of a measure.
+    pub fn number(&self) -> Option<&'static str> {
+        let (node, prose) = (self.node, &self.node.prose);
+        let is_numeric =
+            self.ty == Type::Varchar && node.numbers() == 0 && prose.is_numeric(node.texts);
+        let has_fraction = prose.wholes < prose.numbers;
+        if !is_numeric || !naming::is_measure(&self.leaf(), has_fraction) {
+            return None;
+        }
+        Some(if has_fraction { "double" } else { "bigint" })
+    }
+
     /// For people: the keys with a dot between two.
     pub fn shown(&self) -> String {
         naming::printable(&self.path.join("."))
@@ -106,7 +128,12 @@ impl Column<'_> {
 
     /// Whether it has text for people to search.
     pub fn is_text(&self) -> bool {
-        self.ty == Type::Varchar
+        self.ty == Type::Varchar && self.number().is_none()
+    }
+
+    /// Whether most of its texts are URLs.
+    fn is_url(&self) -> bool {
+        self.node.prose.urls * 2 > self.node.texts
     }
 }
 
@@ -189,13 +216,21 @@ fn leave_out_long(fields: &mut Vec<Field<'_>>, unread: &mut Vec<Unread>) {
     });
 }
 
-/// Keeps as many columns as a table may have: the ones with fewest objects around them.
+/// Keeps as many columns as a table may have: the ones with fewest objects around them. Of these,
+/// URLs are left out first, then what few records have.
 fn keep_shallow(columns: &mut Vec<Column<'_>>, fields: &[Field<'_>], unread: &mut Vec<Unread>) {
     if columns.len() <= MAX_COLUMNS {
         return;
     }
     let mut by_depth: Vec<usize> = (0..columns.len()).collect();
-    by_depth.sort_by_key(|at| columns[*at].depth());
+    by_depth.sort_by_key(|at| {
+        let column = &columns[*at];
+        (
+            column.depth(),
+            column.is_url(),
+            Reverse(column.node.present()),
+        )
+    });
     let mut is_kept = vec![false; columns.len()];
     by_depth
         .iter()
@@ -431,6 +466,24 @@ mod tests {
         profile.observe(record.as_bytes());
         let unread = layout(&profile).unread;
         assert_eq!(unread, [("some keys of wide".to_owned(), TOO_MANY_COLUMNS)]);
+    }
+
+    #[test]
+    fn of_a_wide_object_urls_and_rare_keys_are_left_out_first() {
+        let urls: Vec<String> = (0..60)
+            .map(|n| format!("\"u{n}\":\"https://example.com/{n}\""))
+            .collect();
+        let rare: Vec<String> = (0..60).map(|n| format!("\"r{n}\":{n}")).collect();
+        let usual: Vec<String> = (0..60).map(|n| format!("\"k{n}\":{n}")).collect();
+        let (urls, rare, usual) = (urls.join(","), rare.join(","), usual.join(","));
+        let found = types(&[
+            &format!("{{\"a\":{{{urls},{rare},{usual}}}}}"),
+            &format!("{{\"a\":{{{urls},{usual}}}}}"),
+        ]);
+        assert_eq!(found.len(), MAX_COLUMNS);
+        let is_url = |column: &&String| column.starts_with("a_u");
+        assert_eq!(found.iter().filter(is_url).count(), 0);
+        assert!(found.contains(&"a_k59 bigint".to_owned()));
     }
 
     #[test]

@@ -47,6 +47,12 @@ const TIME_WORDS: [&str; 24] = [
     "when",
 ];
 
+/// Words of a key that names a measure: its values are added and compared.
+const MEASURE_WORDS: [&str; 11] = [
+    "bytes", "count", "duration", "latency", "length", "millis", "ms", "ratio", "secs", "seconds",
+    "size",
+];
+
 /// A key's words in lower case with `_` between two: `createdAt` is `created_at`.
 pub(super) fn snake_case(key: &str) -> String {
     let mut out = String::new();
@@ -69,6 +75,13 @@ pub(super) fn snake_case(key: &str) -> String {
 pub(super) fn is_time(key: &str) -> bool {
     let has_word = key.split('_').any(|word| TIME_WORDS.contains(&word));
     (has_word || key.ends_with("time") || key.ends_with("timestamp")) && !is_id(key)
+}
+
+/// Whether a key, in snake case, names a measure. A time is one if it has a fraction: `0930` may be
+/// a time of day.
+pub(super) fn is_measure(key: &str, has_fraction: bool) -> bool {
+    let is_word = |word: &str| MEASURE_WORDS.contains(&word) || has_fraction && word == "time";
+    key.split('_').any(is_word) && !is_id(key)
 }
 
 /// Whether a key, in snake case, names an identifier.
@@ -241,6 +254,8 @@ mod tests {
         }
         assert!(is_time("time_us") && is_time("created_at") && is_time("mtime"));
         assert!(!is_time("time_id") && !is_time("state") && !is_time("rsvp"));
+        assert!(is_measure("body_bytes_sent", false) && is_measure("request_time", true));
+        assert!(!is_measure("opening_time", false) && !is_measure("size_id", true));
     }
 
     #[test]

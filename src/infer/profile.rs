@@ -24,6 +24,8 @@ const MAX_HASHES: usize = 2_048;
 /// Distinct values that are stored, and their length.
 const MAX_VALUES: usize = 64;
 const MAX_VALUE_BYTES: usize = 64;
+/// Characters of a text that is a number.
+const MAX_NUMBER_BYTES: usize = 15;
 /// Words that are stored of the texts of a path.
 const MAX_WORDS: usize = 200;
 /// Characters of a word that is worth searching for.
@@ -95,6 +97,12 @@ pub(super) struct Prose {
     /// URLs, UUIDs, hashes and the like.
     pub identifiers: u64,
     pub urls: u64,
+    pub uuids: u64,
+    /// Numbers, and the whole ones among them.
+    pub numbers: u64,
+    pub wholes: u64,
+    /// Empty texts, and those that say that there is no value.
+    pub blanks: u64,
     pub common_words: BTreeMap<String, u64>,
 }
 
@@ -327,6 +335,11 @@ impl Values {
 }
 
 impl Prose {
+    /// Whether all of so many texts are numbers, or say that there is none.
+    pub fn is_numeric(&self, texts: u64) -> bool {
+        self.numbers > 0 && self.numbers + self.blanks == texts
+    }
+
     fn observe(&mut self, text: &str) {
         let words = text.split_whitespace().count() as u64;
         self.words += words;
@@ -335,6 +348,12 @@ impl Prose {
         let is_url = text.contains("://") && words == 1;
         self.urls += u64::from(is_url);
         self.identifiers += u64::from(is_url || is_identifier(text));
+        self.uuids += u64::from(is_uuid(text));
+        self.blanks += u64::from(matches!(text, "" | "-"));
+        if let Some(is_whole) = number(text) {
+            self.numbers += 1;
+            self.wholes += u64::from(is_whole);
+        }
         for word in text.split(|c: char| !c.is_alphabetic()) {
             if !WORD_CHARS.contains(&word.chars().count()) {
                 continue;
@@ -345,6 +364,25 @@ impl Prose {
             }
         }
     }
+}
+
+/// Whether a text that is a number is a whole one; none if it is not a number, or one with more
+/// digits than both types of numbers hold exactly.
+fn number(text: &str) -> Option<bool> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_number = digits.len() <= MAX_NUMBER_BYTES && is_digits(whole) && is_digits(fraction);
+    is_number.then_some(!digits.contains('.'))
+}
+
+/// Whether a text is a UUID, with its hyphens.
+fn is_uuid(text: &str) -> bool {
+    let is_fitting = |(at, b): (usize, u8)| match at {
+        8 | 13 | 18 | 23 => b == b'-',
+        _ => b.is_ascii_hexdigit(),
+    };
+    text.len() == 36 && text.bytes().enumerate().all(is_fitting)
 }
 
 /// Whether a text looks like a UUID, a hash or another generated identifier: long, without blanks,
@@ -390,6 +428,29 @@ mod tests {
         assert_eq!((c.nulls, c.beyond), (1, 1));
         let items = profile.root.fields[2].1.item.as_ref().expect("items");
         assert_eq!((items.integers, items.decimals), (1, 1));
+    }
+
+    #[test]
+    fn texts_that_are_numbers_or_uuids_are_counted() {
+        for (text, expected) in [
+            ("12", Some(true)),
+            ("-0.125", Some(false)),
+            ("007", Some(true)),
+            ("1e3", None),
+            ("1.", None),
+            ("", None),
+            ("-", None),
+            ("0.1, 0.2", None),
+            ("1234567890123456", None),
+        ] {
+            assert_eq!(number(text), expected, "{text}");
+        }
+        assert!(is_uuid("0b35b1de-1c2d-4e5f-8a9b-d5d5d329d65c"));
+        assert!(!is_uuid("0b35b1de1c2d-4e5f-8a9b-d5d5d329d65c-"));
+        let profile = profile(&[r#"{"a":"1"}"#, r#"{"a":"-"}"#, r#"{"a":"0.5"}"#]);
+        let node = &profile.root.fields[0].1;
+        assert!(node.prose.is_numeric(node.texts));
+        assert_eq!((node.prose.numbers, node.prose.wholes), (2, 1));
     }
 
     #[test]

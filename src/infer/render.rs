@@ -268,7 +268,7 @@ impl<'a> Proposal<'a> {
             if Some(at) == self.time.column {
                 continue;
             }
-            let (expression, name) = (column.expression(), names::quoted(&column.name));
+            let (expression, name) = (column.stored(), names::quoted(&column.name));
             items.push(if expression == name {
                 name
             } else {
@@ -297,8 +297,14 @@ impl<'a> Proposal<'a> {
             .iter()
             .map(|line| multi_line(line.trim_end()))
             .collect();
+        let has_numbers = self.layout.columns.iter().any(|c| c.number().is_some());
+        let numbers = if has_numbers {
+            "# try_cast: texts that are numbers, under a name such as bytes or seconds; others become null.\n"
+        } else {
+            ""
+        };
         format!(
-            "# event_time: {}.\nselect = \"\"\"\n{}\nfrom {}\n\"\"\"\n",
+            "{numbers}# event_time: {}.\nselect = \"\"\"\n{}\nfrom {}\n\"\"\"\n",
             self.time.reason,
             lines.join("\n"),
             self.stream
@@ -528,6 +534,12 @@ fn remark(field: &Field<'_>, records: u64) -> String {
         Type::Varchar if node.texts == 0 => "numbers with more digits than others hold".to_owned(),
         Type::Varchar if node.numbers() > 0 => "text and numbers".to_owned(),
         Type::Varchar if node.values.distinct() == 1 => "text, always the same".to_owned(),
+        Type::Varchar if node.prose.is_numeric(node.texts) => {
+            format!(
+                "numbers as text, {} distinct values",
+                node.values.distinct()
+            )
+        }
         Type::Varchar => format!("text, {} distinct values", node.values.distinct()),
         Type::Timestamp(form) => form.described().to_owned(),
         Type::Json if node.objects + node.arrays == node.present() => {
@@ -654,6 +666,51 @@ mod tests {
             assert!(toml.contains(part), "{part}\n{toml}");
         }
         assert!(toml.parse::<toml::Table>().is_ok(), "{toml}");
+    }
+
+    #[test]
+    fn a_uuid_of_the_record_is_its_key_and_a_type_is_in_every_record() {
+        let uuid = |n: u32| format!("0b35b1de-1c2d-4e5f-8a9b-{n:012}");
+        for (parent, expected) in [("meta", "key = \"meta_id\""), ("user", "key = \"id\"")] {
+            let record = |n: u32| {
+                // Few of the records have no inner type.
+                let inner = match n {
+                    0 | 1 => String::new(),
+                    _ => format!(",\"record\":{{\"type\":\"t{}\"}}", n % 3),
+                };
+                format!(
+                    "{{\"id\":{n},\"{parent}\":{{\"id\":\"{}\"}},\"at\":\"2024-05-01T10:00:{n:02}Z\",\"kind\":\"k{}\"{inner}}}",
+                    uuid(n),
+                    n % 2
+                )
+            };
+            let records: Vec<String> = (0..50).map(record).collect();
+            let records: Vec<&str> = records.iter().map(String::as_str).collect();
+            let toml = proposed(&records);
+            for part in [expected, "count = { type = \"kind\""] {
+                assert!(toml.contains(part), "{part}\n{toml}");
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_measure_become_numbers() {
+        let toml = proposed(&[
+            r#"{"request_time":"0.125","bytes_sent":"-","status":"200","zip":"01234","up":{"size":"7"}}"#,
+            r#"{"request_time":"","bytes_sent":"12","status":"404","zip":"01235","up":{"size":"8"}}"#,
+        ]);
+        for part in [
+            "request_time varchar, -- numbers as text, 2 distinct values",
+            "try_cast(request_time as double) as request_time",
+            "try_cast(bytes_sent as bigint) as bytes_sent",
+            "try_cast(up['size'] as bigint) as up_size",
+            "# try_cast:",
+            " status, zip,",
+        ] {
+            assert!(toml.contains(part), "{part}\n{toml}");
+        }
+        let without = proposed(&[r#"{"zip":"01234"}"#]);
+        assert!(!without.contains("try_cast"), "{without}");
     }
 
     #[test]

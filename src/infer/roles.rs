@@ -16,6 +16,10 @@ const MAX_GROUP_VALUES: usize = 64;
 const MAX_SHOWN: usize = 5;
 /// Columns that are compared record by record as keys.
 const MAX_KEYS: usize = 6;
+/// A type that fewer of a hundred records have counts too few of them.
+const MIN_TYPED_PERCENT: u64 = 99;
+/// Objects that are about the record itself.
+const META_PARENTS: [&str; 2] = ["meta", "metadata"];
 
 /// Keys that name a version, in every record.
 const VERSION_NAMES: [&str; 7] = [
@@ -265,6 +269,7 @@ impl<'a> Columns<'a> {
         reason += &match column.node.values.repeats {
             0 if self.records > 1 => ", each value once".to_owned(),
             0 => String::new(),
+            1 => ", once with a value that was there before".to_owned(),
             n => format!(", {n} times with a value that was there before"),
         };
         if !others.is_empty() {
@@ -367,7 +372,7 @@ impl<'a> Columns<'a> {
             .low_cardinality(MAX_TYPES)
             .map(|(at, c)| {
                 let is_single = c.node.values.distinct() < 2;
-                let is_rare = c.presence(self.records) < 0.9;
+                let is_rare = c.node.present() * 100 < self.records * MIN_TYPED_PERCENT;
                 (is_single, is_rare, rank(c), c.depth(), at)
             })
             .collect();
@@ -492,7 +497,13 @@ fn key_score(column: &Column<'_>) -> i64 {
         _ if column.node.prose.identifiers == column.node.present() => 60,
         _ => 0,
     };
-    of_name - 15 * column.depth() as i64
+    // A number may be counted per wiki, shop or shard; a UUID of the record is unique among all.
+    let is_global = matches!(leaf.as_str(), "id" | "uuid" | "event_id" | "message_id")
+        && column.node.prose.uuids == column.node.present()
+        && parent(column)
+            .last()
+            .is_some_and(|key| META_PARENTS.contains(key));
+    of_name - 15 * column.depth() as i64 + if is_global { 40 } else { 0 }
 }
 
 /// Whether a key names a change.
@@ -564,7 +575,10 @@ fn values_of(column: &Column<'_>) -> String {
     let shown: Vec<String> = values
         .iter()
         .take(MAX_SHOWN)
-        .map(|(value, count)| format!("{} ({count})", naming::printable(value)))
+        .map(|(value, count)| match value.as_str() {
+            "" => format!("\"\" ({count})"),
+            value => format!("{} ({count})", naming::printable(value)),
+        })
         .collect();
     let more = counts.len().saturating_sub(MAX_SHOWN);
     let rest = if more > 0 {

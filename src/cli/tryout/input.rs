@@ -328,6 +328,10 @@ fn kind_of_document(
     } else if is_array || unwrap.member.is_some() {
         "it is one array, or one object"
     } else {
+        unwrap.notes.push(
+            "The answer had not ended when the sample was complete, so it is followed as a stream. If it is a long document, download it and read the file: as a stream it is stored again with each request."
+                .to_owned(),
+        );
         return SourceKind::HttpStream(url.to_owned());
     };
     unwrap.notes.push(format!(

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use reqwest::Response;
 use reqwest::header::{self, HeaderMap};
 use tokio::time::{Instant, timeout_at};
 
@@ -14,6 +15,20 @@ use crate::sources::message::is_complete_value;
 use crate::sources::sample::{Sample, SampleLimits, Shape};
 
 const ACCEPT: &str = "application/json, application/x-ndjson, text/event-stream;q=0.9, */*;q=0.5";
+/// Bytes that are read to learn whether an answer ends. A longer document is not polled: it is what
+/// `[limits] body` has by default.
+const MAX_DOCUMENT_BYTES: usize = 16 << 20;
+
+/// Where reading stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// The answer's end.
+    End,
+    /// There is enough for a sample.
+    Limit,
+    /// No more came in time, or the connection was lost.
+    Silence,
+}
 
 /// Requests a URL, and reads until the answer ends or a limit is reached.
 ///
@@ -44,14 +59,15 @@ async fn read(requester: &Requester, limits: &SampleLimits) -> Result<Sample, Ht
     let is_document = is_document(response.headers());
     let mut body = Body::new(content_type.and_then(|value| value.to_str().ok()));
     let (mut content, mut messages) = (Vec::new(), Vec::new());
-    let mut has_ended = false;
+    let mut reached = Reached::Limit;
     while content.len() < limits.bytes {
         // After the deadline, and after a lost connection, what came until then is the sample.
         let Ok(Ok(chunk)) = timeout_at(deadline, response.chunk()).await else {
+            reached = Reached::Silence;
             break;
         };
         let Some(chunk) = chunk else {
-            has_ended = true;
+            reached = Reached::End;
             break;
         };
         content.extend_from_slice(&chunk);
@@ -71,17 +87,35 @@ async fn read(requester: &Requester, limits: &SampleLimits) -> Result<Sample, Ht
             has_ended: false,
         });
     }
+    let mut has_ended = reached == Reached::End;
     // Lines of a document are looked at as if it ended after the last whole one: followed as a
     // stream, a document would be stored with every request.
-    if is_document && !has_ended && is_lines(&content) {
-        let end = memchr::memrchr(b'\n', &content).map_or(0, |newline| newline + 1);
-        content.truncate(end);
-        has_ended = true;
+    if !has_ended && is_lines(&content) {
+        has_ended = is_document
+            || reached == Reached::Limit && ends(&mut response, content.len(), deadline).await;
+        if has_ended {
+            let end = memchr::memrchr(b'\n', &content).map_or(0, |newline| newline + 1);
+            content.truncate(end);
+        }
     }
     Ok(Sample {
         shape: Shape::Content(content),
         has_ended,
     })
+}
+
+/// Whether an answer of which so many bytes were read ends before the deadline. What is left of it
+/// is read, and not stored: no header says that a chunked answer is a document.
+async fn ends(response: &mut Response, mut bytes: usize, deadline: Instant) -> bool {
+    while bytes < MAX_DOCUMENT_BYTES && Instant::now() < deadline {
+        match timeout_at(deadline, response.chunk()).await {
+            Ok(Ok(Some(chunk))) => bytes += chunk.len(),
+            Ok(Ok(None)) => return true,
+            // The deadline, or a lost connection.
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// Whether an answer is a document, which has an end: a stream has no length, no version, no time
