@@ -41,7 +41,7 @@ from = "rsvps"
 brokers = ["{brokers}"]
 {security}
 topic = "{topic}.out"
-key = "event_id"
+key = "{key}"
 """
 # What identifies a row, and what must be in its message.
 ROWS = "select lsn, event_id, rsvp_id, mtime, response, guests from rsvps"
@@ -216,10 +216,10 @@ class Case:
         self.broker.ask("create", self.topic, self.partitions, f"{self.topic}.out", 3)
         self.configure()
 
-    def configure(self, brokers=None, security=None):
+    def configure(self, brokers=None, security=None, key="event_id"):
         security = f"security = {{ {security} }}" if security else ""
         brokers = brokers or self.broker.brokers
-        text = CONFIG.format(brokers=brokers, topic=self.topic, group=self.group, security=security)
+        text = CONFIG.format(brokers=brokers, topic=self.topic, group=self.group, security=security, key=key)
         (self.folder / "weir.toml").write_text(text)
 
     def secure(self, mechanism, password=None, ca_file=None):

@@ -62,6 +62,9 @@ pub struct KafkaTarget {
     refused: HashMap<MessageId, String>,
     /// Bytes of a batch of messages that the topic takes, as far as it is known.
     batch_bytes: usize,
+    /// The topic is known to take no message without a key. Asking the broker about each would fail
+    /// one transaction after another.
+    needs_keys: bool,
     known: Known,
 }
 
@@ -110,6 +113,7 @@ impl KafkaTarget {
             has_committed: false,
             refused: HashMap::new(),
             batch_bytes: producer::BATCH_BYTES,
+            needs_keys: false,
             known: Known::default(),
         })
     }
@@ -141,6 +145,9 @@ impl KafkaTarget {
     }
 
     fn known_refusal(&self, message: &Message<'_>) -> Option<String> {
+        if self.needs_keys && message.key.is_none() {
+            return Some("the topic is compacted and takes no message without a key".into());
+        }
         if self.refused.is_empty() {
             return None;
         }
@@ -187,6 +194,7 @@ impl KafkaTarget {
                 if let SinkError::Halted(_) = error {
                     // Once it is repaired, the rows are sent again.
                     self.refused.clear();
+                    self.needs_keys = false;
                 }
                 error
             }
@@ -222,6 +230,7 @@ impl KafkaTarget {
             let failed = transactions.fail(error);
             // The next attempt leaves these out.
             self.refused.extend(failed.refused);
+            self.needs_keys |= failed.needs_keys;
             if failed.is_batch_refused {
                 self.batch_bytes = (self.batch_bytes / SMALLER_BATCHES).max(1);
             }

@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::executor::block_on;
 use rdkafka::ClientContext;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -63,6 +66,8 @@ pub struct Failed {
     pub refused: Vec<(MessageId, String)>,
     /// Messages were refused together: each may be small enough.
     pub is_batch_refused: bool,
+    /// The topic takes no message without a key.
+    pub needs_keys: bool,
 }
 
 /// What the broker said of messages.
@@ -70,6 +75,8 @@ pub struct Failed {
 struct Reports {
     refused: Vec<(MessageId, String)>,
     is_batch_refused: bool,
+    /// Of a refused message that has none.
+    lacks_key: bool,
     first_error: Option<KafkaError>,
     /// The last error of the client itself.
     problem: Option<String>,
@@ -123,27 +130,45 @@ impl ProducerContext for Callbacks {
         let Err((error, message)) = result else {
             return;
         };
+        let (key, value) = (message.key(), message.payload());
+        let bytes: usize = [key, value].iter().flatten().map(|part| part.len()).sum();
         let mut reports = lock_of(&self.reports);
-        if is_too_large(error) {
-            let (key, value) = (message.key(), message.payload());
-            let bytes: usize = [key, value].iter().flatten().map(|part| part.len()).sum();
+        let reason = match error.rdkafka_error_code() {
             // The broker compares a batch with the limit of the topic, and refuses all of it.
-            if bytes < self.batch_bytes {
+            Some(code) if is_too_large(code) && bytes < self.batch_bytes => {
                 reports.is_batch_refused = true;
-            } else if reports.refused.len() < MAX_REFUSED {
-                let id = Message { lsn, key, value }.id();
-                reports.refused.push((id, too_large(value)));
+                return;
             }
-        } else if reports.first_error.is_none() {
-            reports.first_error = Some(error.clone());
+            Some(code) if is_too_large(code) => too_large(value),
+            // The broker names the invalid messages of a batch; the others fail with a code of the
+            // library, and are sent again.
+            Some(code) if is_invalid(code) => {
+                reports.lacks_key |= key.is_none();
+                format!("the broker refuses the message: {error}")
+            }
+            _ => {
+                reports.first_error.get_or_insert_with(|| error.clone());
+                return;
+            }
+        };
+        if reports.refused.len() < MAX_REFUSED {
+            let id = Message { lsn, key, value }.id();
+            reports.refused.push((id, reason));
         }
     }
 }
 
-fn is_too_large(error: &KafkaError) -> bool {
+fn is_too_large(code: RDKafkaErrorCode) -> bool {
     matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge)
+        code,
+        RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge
+    )
+}
+
+fn is_invalid(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidTimestamp
     )
 }
 
@@ -158,6 +183,8 @@ pub struct Transactions {
     reports: Callbacks,
     group: ConsumerGroupMetadata,
     topic: String,
+    /// To ask what the topic takes.
+    connection: ClientConfig,
     sent: usize,
 }
 
@@ -169,13 +196,14 @@ impl Transactions {
         name: &str,
         batch_bytes: usize,
     ) -> Result<(Self, Option<Cursor>), TransactionError> {
-        let mut config = connection(def)?;
-        let group = CursorGroup::new(config.clone(), name, "read_committed")?;
+        let connection = connection(def)?;
+        let group = CursorGroup::new(connection.clone(), name, "read_committed")?;
         let reports = Callbacks {
             batch_bytes,
             ..Callbacks::default()
         };
-        let producer: BaseProducer<Callbacks> = config
+        let producer: BaseProducer<Callbacks> = connection
+            .clone()
             .set("transactional.id", name)
             .set("client.id", "weir")
             .set(
@@ -183,6 +211,9 @@ impl Transactions {
                 TRANSACTION_TIMEOUT.as_millis().to_string(),
             )
             .set("compression.type", "lz4")
+            // The partitions that producers in Java choose for the same keys. One key, also the
+            // empty one, is in one partition: a compacted topic then keeps its last message.
+            .set("partitioner", "murmur2_random")
             .set("linger.ms", "5")
             .set("batch.size", batch_bytes.to_string())
             .set("message.max.bytes", (4 << 20).to_string())
@@ -199,6 +230,7 @@ impl Transactions {
             reports,
             group: group.metadata()?,
             topic: def.topic.clone(),
+            connection,
             sent: 0,
         };
         Ok((transactions, cursor))
@@ -271,6 +303,7 @@ impl Transactions {
         let Reports {
             refused,
             is_batch_refused,
+            lacks_key,
             first_error,
             ..
         } = std::mem::take(&mut *lock_of(&self.reports.reports));
@@ -291,6 +324,7 @@ impl Transactions {
             error,
             refused,
             is_batch_refused,
+            needs_keys: lacks_key && is_compacted(&self.connection, &self.topic),
         }
     }
 
@@ -317,6 +351,20 @@ impl Transactions {
             .commit_transaction(TIMEOUT)
             .map_err(|e| self.of_transaction(&e))
     }
+}
+
+/// Whether the topic keeps the last message of each key, so that it takes none without one; false if
+/// the broker does not say, or the user may not know.
+fn is_compacted(connection: &ClientConfig, topic: &str) -> bool {
+    let options = AdminOptions::new().request_timeout(Some(LOOK_TIMEOUT));
+    let described = connection
+        .create()
+        .and_then(|admin: AdminClient<DefaultClientContext>| {
+            block_on(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options))
+        });
+    let topics = described.into_iter().flatten().flatten();
+    let mut policies = topics.filter_map(|topic| topic.get("cleanup.policy")?.value.clone());
+    policies.any(|policy| policy.contains("compact"))
 }
 
 /// Settings of a client that connects as declared.
