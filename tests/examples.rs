@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::{Message, accept_hdr, handshake::server::Req
 
 use crate::kafka::Cluster;
 use crate::server::{Server, start};
-use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, wait_until, weir};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, skip, wait_until, weir};
 use crate::web_server::{Reply, WebServer};
 
 #[path = "../examples/embed.rs"]
@@ -75,7 +75,7 @@ fn the_program_that_embeds_weir_finds_its_file_and_its_own_record() {
 pub fn has_program(name: &str) -> bool {
     let found = Command::new(name).arg("--version").output().is_ok();
     if !found {
-        eprintln!("skipped: {name} is not installed");
+        skip(&format!("{name} is not installed"));
     }
     found
 }
@@ -309,7 +309,7 @@ pub fn python_with(packages: &str) -> Option<PathBuf> {
             std::env::var_os("WEIR_REQUIRE_READERS").is_none(),
             "{reason}"
         );
-        eprintln!("skipped: {reason}");
+        skip(&reason);
     }
     usable
 }
@@ -435,7 +435,7 @@ allow_private = true
         let before = std::mem::take(&mut missing);
         missing = named.iter().filter(is_missing).cloned().collect();
         if missing != before {
-            eprintln!("not there yet: {missing:?}");
+            println!("not there yet: {missing:?}");
         }
         missing.is_empty()
     });

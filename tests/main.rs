@@ -41,6 +41,7 @@ mod sink_elasticsearch;
 mod sink_http;
 mod sink_kafka;
 mod sink_postgres;
+mod skipping;
 mod sql_bounds;
 mod streams;
 mod support;

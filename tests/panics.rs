@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::server::start;
-use crate::support::{FREE_PORT, HTTP_ONLY, TestFolder, ndjson, records};
+use crate::support::{FREE_PORT, HTTP_ONLY, TestFolder, ndjson, records, skip};
 
 const PANIC: &str = "WEIR_TEST_PANIC";
 
@@ -40,7 +40,7 @@ fn run(folder: &TestFolder, arguments: &[&str], thread: &str) -> (Option<i32>, S
 #[test]
 fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
     if !cfg!(debug_assertions) {
-        eprintln!("skipped: a release build is not asked to panic");
+        skip("a release build is not asked to panic");
         return;
     }
     let all = records(600, 3);
@@ -82,7 +82,7 @@ fn a_panic_in_any_thread_ends_the_process_with_its_name_and_loses_nothing() {
 #[test]
 fn a_panic_in_a_query_is_its_own_error() {
     if !cfg!(debug_assertions) {
-        eprintln!("skipped: a release build is not asked to panic");
+        skip("a release build is not asked to panic");
         return;
     }
     let folder = TestFolder::new("");

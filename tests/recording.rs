@@ -1,12 +1,13 @@
 //! The main job on files: generated records and, where there are any, recordings.
 
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
 
 use serde_json::Value;
 
 use crate::support::{
     FILE_ONLY, FREE_PORT, TestFolder, assert_holds_exactly, duplicates, ndjson, recordings,
-    records, wait_until,
+    records, wait_until, weir,
 };
 
 #[test]
@@ -198,4 +199,66 @@ fn recordings_agree_with_a_recount() {
         &to.to_string(),
     ]);
     assert_eq!(count["count"], all.iter().filter(inside).count() as u64);
+}
+
+/// What `weir try` writes for real records of two domains accepts all of them, also those that are
+/// not in its sample.
+#[test]
+fn tried_recordings_are_accepted_and_agree_with_a_recount() {
+    let Some(recorded) = recordings() else { return };
+    let packed = std::fs::File::open(recorded.join("wikipedia-edits-2015-09-12.ndjson.gz"));
+    let mut edits = String::new();
+    flate2::read::GzDecoder::new(packed.expect("the recording"))
+        .read_to_string(&mut edits)
+        .expect("gzip");
+    let rsvps = std::fs::read_to_string(recorded.join("rsvps-2015-03-08.ndjson"));
+    let rsvps = rsvps.expect("the recording");
+    for (file, lines, stream, column) in [
+        ("rsvps-2015-03-08.ndjson", &rsvps, "rsvps", "response"),
+        (
+            "wikipedia-edits-2015-09-12.ndjson.gz",
+            &edits,
+            "wikipedia_edits",
+            "channel",
+        ),
+    ] {
+        let all: Vec<Value> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let folder = TestFolder::new("");
+        let output = weir()
+            .args(["try", "--force", "--output", "json"])
+            .arg(recorded.join(file))
+            .current_dir(folder.path(""))
+            .output()
+            .expect("the binary runs");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{file}: {messages}");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report["stream"], stream, "{report}");
+        assert_eq!(report["accepted"], report["records"], "{report}");
+        assert_eq!(report["answers"]["events"], report["records"], "{report}");
+        let sampled = report["records"].as_u64().expect("a number") as usize;
+        assert!((1_000..=all.len()).contains(&sampled), "{report}");
+
+        folder.run_once();
+        assert_eq!(folder.number("select count(*) from dead_letters"), 0);
+        let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
+        for record in &all {
+            *expected
+                .entry(record[column].as_str().expect("text"))
+                .or_default() += 1;
+        }
+        let rows = folder.rows(&format!(
+            "select {column} as v, count(distinct lsn) as n from {stream} group by 1"
+        ));
+        let found = rows.iter().map(|row| {
+            let value = row["v"].as_str().expect("text");
+            (value, row["n"].as_u64().expect("a number"))
+        });
+        assert_eq!(found.collect::<BTreeMap<_, _>>(), expected, "{file}");
+        let rows = format!("select count(*) from {stream}");
+        assert_eq!(folder.number(&rows), all.len() as u64, "{file}");
+    }
 }

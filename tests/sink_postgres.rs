@@ -15,7 +15,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::server::Server;
 use crate::support::{
-    FILE_ONLY, FREQUENT_COMMITS, HTTP_ONLY, TestFolder, canonical, copy, ndjson, records,
+    FILE_ONLY, FREQUENT_COMMITS, HTTP_ONLY, TestFolder, canonical, copy, ndjson, records, skip,
     wait_until,
 };
 
@@ -53,7 +53,7 @@ fn programs() -> Option<PathBuf> {
             std::env::var_os("WEIR_REQUIRE_POSTGRES").is_none(),
             "{reason}"
         );
-        eprintln!("skipped: {reason}");
+        skip(reason);
     }
     programs
 }

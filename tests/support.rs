@@ -1,6 +1,7 @@
 //! A data folder of one test, generated records, and an independent recount of them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,17 @@ pub fn weir() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
     command.env_remove("WEIR_DATA").stdin(Stdio::null());
     command
+}
+
+/// Says on a line of its own why the running test does not try what it is for. The line goes to
+/// standard error itself: what macros print in a test that passes, libtest discards.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let line = format!("\nskipped: {test}: {reason}\n");
+    std::io::stderr()
+        .write_all(line.as_bytes())
+        .expect("standard error is open");
 }
 
 /// Waits for a condition, for a minute at most.
@@ -282,7 +294,7 @@ pub fn recordings() -> Option<PathBuf> {
         .map(PathBuf::from)
         .filter(|f| f.is_dir());
     if folder.is_none() {
-        eprintln!("skipped: WEIR_RECORDINGS is not a folder of recordings");
+        skip("WEIR_RECORDINGS is not a folder of recordings");
     }
     folder
 }

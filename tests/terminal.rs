@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::server::Server;
-use crate::support::{FREE_PORT, TestFolder, ndjson, records};
+use crate::support::{FREE_PORT, TestFolder, ndjson, records, skip};
 
 /// What a command has written, and that it wrote more.
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl Terminal {
             .stdout(Stdio::piped())
             .spawn();
         let Ok(mut child) = child else {
-            eprintln!("skipped: python3, which opens a pseudo-terminal, is not installed");
+            skip("python3, which opens a pseudo-terminal, is not installed");
             return None;
         };
         let mut from = child.stdout.take().expect("piped");

@@ -15,7 +15,12 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::support::wait_until;
+use crate::support::{skip, wait_until};
+
+/// Keys as WebDriver names them. `CONTROL` holds for the rest of a text.
+pub const CONTROL: &str = "\u{e009}";
+pub const ENTER: &str = "\u{e007}";
+pub const TAB: &str = "\u{e004}";
 
 /// One browser at a time: two at once starve each other and the tests beside them.
 static TURN: Mutex<()> = Mutex::new(());
@@ -36,7 +41,7 @@ pub fn start(width: u32, height: u32) -> Option<Browser> {
     let Some((driver, url)) = start_driver() else {
         let is_required = std::env::var_os("WEIR_REQUIRE_BROWSER").is_some();
         assert!(!is_required, "chromedriver does not start");
-        eprintln!("skipped: apt install chromium chromium-driver");
+        skip("apt install chromium chromium-driver");
         return None;
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -89,6 +94,13 @@ fn capabilities(width: u32, height: u32) -> Value {
         ]},
         "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
     })
+}
+
+/// The id of the element that an answer names.
+fn element_id(answer: Result<Value, String>) -> String {
+    let answer = answer.expect("an element");
+    let id = answer.as_object().and_then(|names| names.values().next());
+    id.and_then(Value::as_str).expect("an id").to_owned()
 }
 
 impl Drop for Browser {
@@ -161,6 +173,43 @@ impl Browser {
     /// Runs statements in the page.
     pub fn run(&self, script: &str) {
         self.execute("sync", script);
+    }
+
+    /// Clicks the middle of an element, as a mouse does.
+    pub fn click(&self, selector: &str) {
+        let wanted = json!({"using": "css selector", "value": selector});
+        let element = element_id(self.send("/element", wanted));
+        self.send(&format!("/element/{element}/click"), json!({}))
+            .unwrap_or_else(|error| panic!("{selector}: {error}"));
+    }
+
+    /// Types into the element that has the focus.
+    pub fn type_keys(&self, keys: &str) {
+        let element = element_id(self.command(Method::GET, "/element/active", None));
+        self.send(
+            &format!("/element/{element}/value"),
+            json!({ "text": keys }),
+        )
+        .unwrap_or_else(|error| panic!("{keys}: {error}"));
+    }
+
+    /// Shows pages as a telephone of this width does.
+    pub fn narrow(&self, width: u32) {
+        let screen = json!({"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": true});
+        self.devtools("Emulation.setDeviceMetricsOverride", &screen);
+    }
+
+    /// Runs a script in each page that is opened from now on, before its own; returns its id.
+    pub fn run_in_new_pages(&self, script: &str) -> String {
+        let source = json!({"source": format!("{{{script}}}")});
+        let added = self.devtools("Page.addScriptToEvaluateOnNewDocument", &source);
+        added["identifier"].as_str().expect("an id").to_owned()
+    }
+
+    /// Ends `run_in_new_pages`.
+    pub fn forget_in_new_pages(&self, id: &str) {
+        let id = json!({ "identifier": id });
+        self.devtools("Page.removeScriptToEvaluateOnNewDocument", &id);
     }
 
     /// Waits until an expression is true in the page.

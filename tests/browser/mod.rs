@@ -2,6 +2,9 @@
 //! server; what is hostile stays text; a server that comes back is picked up.
 
 mod driver;
+mod places;
+mod statements;
+mod visitors;
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -10,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::server::{Server, start};
-use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, wait_until};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, records, skip, wait_until};
 use driver::Browser;
 
 /// A section's address, what is true once it shows data, and a name for its picture.
@@ -156,7 +159,7 @@ fn no_section_has_a_serious_accessibility_fault() {
     let Some(path) = std::env::var_os("WEIR_AXE") else {
         let is_required = std::env::var_os("WEIR_REQUIRE_BROWSER").is_some();
         assert!(!is_required, "WEIR_AXE names the file axe.min.js");
-        eprintln!("skipped: WEIR_AXE names no axe.min.js (npm pack axe-core)");
+        skip("WEIR_AXE names no axe.min.js (npm pack axe-core)");
         return;
     };
     let axe = std::fs::read_to_string(path).expect("axe.min.js");
@@ -326,7 +329,12 @@ fn figures() {
     };
     let minutes = std::env::var("WEIR_PAGE_MINUTES").map_or(4, |m| m.parse().expect("minutes"));
     let loads = [(); 3].map(|()| first_data(&browser, &server));
-    let first_data = loads.into_iter().min().expect("three");
+    let [after_load, after_start] = [0, 1].map(|at| {
+        loads
+            .map(|load| load[at])
+            .into_iter()
+            .fold(f64::INFINITY, f64::min)
+    });
     let url = format!("http://{}/api/v1/streams/rsvps/events", server.address);
     let mut load = folder
         .command(&[
@@ -351,23 +359,42 @@ fn figures() {
     let _ = load.kill();
     let _ = load.wait();
     let growth = late / early;
-    println!("first data {first_data:?}, an event appears {appeared:?}, heap {early} -> {late}");
-    assert!(first_data <= Duration::from_secs(1), "{first_data:?}");
+    println!(
+        "first data {after_load} ms after the page's load event, {after_start} ms after its \
+         navigation began; an event appears {appeared:?}, heap {early} -> {late}"
+    );
+    assert!(after_load <= 1_000.0, "{after_load} ms");
     assert!(appeared <= Duration::from_secs(2), "{appeared:?}");
     assert!(growth <= 1.1, "the heap grew by a factor of {growth}");
     server.stop();
 }
 
-/// The time from a load of the overview until it shows rows.
-fn first_data(browser: &Browser, server: &Server) -> Duration {
+/// When a page first has a row of the overview, in milliseconds since its navigation began. Its own
+/// clock and observer see it: what asks it from outside comes later.
+const FIRST_ROW: &str = "
+    const note = () => {
+        if (!document.querySelector('#latest tbody tr[data-lsn]')) return;
+        observer.disconnect();
+        window.firstRow = performance.now();
+    };
+    const observer = new MutationObserver(note);
+    observer.observe(document, { childList: true, subtree: true });";
+
+/// Milliseconds until the overview shows rows: since the page's load event, at least 0, and since
+/// its navigation began.
+fn first_data(browser: &Browser, server: &Server) -> [f64; 2] {
     browser.open("about:blank");
+    let id = browser.run_in_new_pages(FIRST_ROW);
     open(browser, server, "#/overview");
-    let opened = Instant::now();
-    browser.wait("document.querySelector('#latest tbody tr[data-lsn]')");
-    opened.elapsed()
+    browser.wait("window.firstRow");
+    browser.forget_in_new_pages(&id);
+    let milliseconds = |expression: &str| browser.value(expression).as_f64().expect("a number");
+    let since_start = milliseconds("window.firstRow");
+    let load = milliseconds("performance.getEntriesByType('navigation')[0].loadEventStart");
+    [(since_start - load).max(0.0), since_start]
 }
 
-/// The time from a record's acknowledgement until search's newest hit on the page is it.
+/// The time from a record's acknowledgement until the overview counts its type.
 fn appearance(browser: &Browser, server: &Server) -> Duration {
     let mut record = recent(1).remove(0);
     record["rsvp_id"] = json!(77_000_003);
