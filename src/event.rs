@@ -185,7 +185,7 @@ pub struct SinkHealth {
     pub rows: u64,
     /// Attempts that failed since the start.
     pub retries: u64,
-    /// Of the last attempt that failed; it stays after the sink has continued.
+    /// Why the last attempt failed; none once the sink delivers again.
     pub last_error: Option<String>,
     /// Rows that the target refuses for good, oldest first.
     pub refused: Vec<RefusedRow>,

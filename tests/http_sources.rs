@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -551,6 +551,41 @@ fn cursors_are_followed_with_the_token_of_a_file() {
     assert_eq!(ids(&folder), [0, 1, 2, 3, 4, 5]);
     let paths: Vec<String> = upstream.requests().into_iter().map(|r| r.path).collect();
     assert_eq!(paths, ["/x?n=2", "/x?n=2&after=2", "/x?n=2&after=4"]);
+}
+
+#[test]
+fn a_server_that_repeats_its_last_cursor_ends_the_poll_and_one_that_goes_in_circles_fails_it() {
+    let is_circle = Arc::new(AtomicBool::new(false));
+    let goes_back = is_circle.clone();
+    // The cursor is the last record of the page; the last page has none, or names the first one.
+    let upstream = HandWritten::start(move |_, request, stream| {
+        let after = request.path.split_once("after=");
+        let first: u64 = after.map_or(0, |(_, after)| after.parse().expect("a cursor"));
+        let last = (first + 2).min(4);
+        let next = if first == 4 && goes_back.load(Ordering::SeqCst) {
+            2
+        } else {
+            last
+        };
+        let rows = records(first..last).join(",");
+        let body = format!("{{\"rows\":[{rows}],\"next\":{next}}}");
+        answer(stream, &[], &body)
+    });
+    let keys = "unwrap = \"rows\"\ncursor = { path = \"next\", parameter = \"after\" }";
+    let folder = folder("", "http_poll", &upstream.url("/x"), keys);
+    folder.run_once();
+    assert_eq!(ids(&folder), [0, 1, 2, 3]);
+    let paths: Vec<String> = upstream.requests().into_iter().map(|r| r.path).collect();
+    assert_eq!(paths, ["/x", "/x?after=2", "/x?after=4"]);
+    folder.run_once();
+    assert_eq!(ids(&folder), [0, 1, 2, 3]);
+    is_circle.store(true, Ordering::SeqCst);
+    let server = server(&folder);
+    wait_until("the poll fails", || {
+        let ready = server.get("/readyz").1.to_string();
+        ready.contains("page 3 is followed by one that was read before it")
+    });
+    server.stop();
 }
 
 #[test]

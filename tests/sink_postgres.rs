@@ -31,10 +31,10 @@ const TABLES: [&str; 7] = [
 ];
 
 /// A server of a test, which is stopped with it.
-struct Database {
+pub struct Database {
     root: tempfile::TempDir,
     programs: PathBuf,
-    port: u16,
+    pub port: u16,
     server: Option<Child>,
 }
 
@@ -66,7 +66,7 @@ fn run(command: &mut Command) {
 
 impl Database {
     /// With a database `events` of the user `weir`, whose password is asked for on TCP.
-    fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let programs = programs()?;
         let root = tempfile::tempdir().expect("a folder");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -174,12 +174,12 @@ impl Database {
         self.query_in(database, sql).expect("it succeeds");
     }
 
-    fn execute(&self, sql: &str) {
+    pub fn execute(&self, sql: &str) {
         self.execute_in("events", sql);
     }
 
     /// The rows of a query as JSON.
-    fn rows(&self, sql: &str) -> Vec<Value> {
+    pub fn rows(&self, sql: &str) -> Vec<Value> {
         let sql = format!("set timezone = 'UTC'; select to_jsonb(t)::text from ({sql}) t");
         let rows = self.query_in("events", &sql).expect("rows");
         rows.into_iter()
@@ -187,7 +187,7 @@ impl Database {
             .collect()
     }
 
-    fn number(&self, sql: &str) -> i64 {
+    pub fn number(&self, sql: &str) -> i64 {
         let rows = self.query_in("events", sql).expect("a row");
         let text = rows[0][0].as_deref().expect("a value");
         text.parse().expect("a number")
@@ -205,7 +205,7 @@ impl Database {
     }
 
     /// The LSN of the sink's cursor; 0 before it has one.
-    fn cursor(&self, sink: &str) -> u64 {
+    pub fn cursor(&self, sink: &str) -> u64 {
         let sql = format!("select cursor from weir_sinks where name = '{sink}'");
         let rows = self.query_in("events", &sql).unwrap_or_default();
         let cursor = rows.first().and_then(|row| row[0].as_deref());
@@ -214,7 +214,7 @@ impl Database {
     }
 
     /// A sink of these tables, below a stream's table, with more keys.
-    fn sink(&self, folder: &TestFolder, from: &[&str], keys: &str) -> String {
+    pub fn sink(&self, folder: &TestFolder, from: &[&str], keys: &str) -> String {
         let file = folder.path("password");
         folder.write("password", PASSWORD.as_bytes());
         let mode = std::fs::Permissions::from_mode(0o600);
@@ -278,7 +278,7 @@ fn sorted(rows: &[Value]) -> Vec<String> {
 }
 
 /// Checks that a table of the database has the rows of one of weir.
-fn assert_same(database: &Database, folder: &TestFolder, table: &str, of_weir: &str) {
+pub fn assert_same(database: &Database, folder: &TestFolder, table: &str, of_weir: &str) {
     let columns = database.columns(table);
     assert!(!columns.is_empty(), "{table} exists");
     let columns: Vec<String> = columns.iter().map(|c| format!("\"{c}\"")).collect();
@@ -427,21 +427,21 @@ fn seven_tables_in_third_normal_form_equal_those_of_sql_and_refer_to_one_another
     assert_seven_tables(&database, &folder);
 }
 
-fn http_folder(database: &Database, from: &[&str], keys: &str) -> TestFolder {
+pub fn http_folder(database: &Database, from: &[&str], keys: &str) -> TestFolder {
     let folder = TestFolder::new("");
     let sink = database.sink(&folder, from, "");
     folder.configure(&format!("{FREQUENT_COMMITS}\n{HTTP_ONLY}\n{keys}\n{sink}"));
     folder
 }
 
-fn post(server: &Server, records: &[Value]) {
+pub fn post(server: &Server, records: &[Value]) {
     let body = ndjson(records);
     let (code, answer) = server.request("POST", "/api/v1/streams/rsvps/events", &[], &body);
     assert_eq!(code, 200, "{answer}");
 }
 
 /// Starts a server; dropping it kills it.
-fn serve(folder: &TestFolder) -> Server {
+pub fn serve(folder: &TestFolder) -> Server {
     Server::start(&mut folder.command(&["run", "-q"]), &folder.path("data"))
 }
 

@@ -50,6 +50,7 @@ enum Action {
 fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
     let config = global.load_file()?;
     let runtime = tokio_runtime()?;
+    let mut stopped = Ok(());
     let answer = match runtime.block_on(Server::find(&config)) {
         Some(server) => {
             runtime.block_on(server.post("dead-letters/retry", &serde_json::json!(question)))?
@@ -66,18 +67,23 @@ fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
             let result = running
                 .wait_recovered()
                 .and_then(|()| runtime.block_on(running.retry()?.run(question)));
-            running.stop()?;
-            serde_json::json!(result?)
+            stopped = running.stop();
+            match result {
+                Ok(answer) => serde_json::json!(answer),
+                // Why the pipeline ended says more than that it does not answer.
+                Err(_) if stopped.is_err() => return stopped,
+                Err(error) => return Err(error),
+            }
         }
     };
+    // What was retried is shown also where the stop has failed afterwards.
     if global.format() == output::Format::Json {
-        return output::answer(&answer, "rows", global.format());
+        output::answer(&answer, "rows", global.format())?;
+    } else {
+        let rows = serde_json::json!({"rows": [answer]});
+        output::answer(&rows, "rows", global.format())?;
     }
-    output::answer(
-        &serde_json::json!({"rows": [answer]}),
-        "rows",
-        global.format(),
-    )
+    stopped
 }
 
 impl DeadLetters {

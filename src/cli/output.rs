@@ -28,8 +28,13 @@ impl Format {
 
 /// Writes to stdout; on a closed pipe the process exits with 0.
 pub fn write(bytes: &[u8]) -> Result<(), RuntimeError> {
+    check_written(try_write(bytes))
+}
+
+/// Writes to stdout; for what [`check_written`] judges later.
+pub fn try_write(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    check_written(out.write_all(bytes).and_then(|()| out.flush()))
+    out.write_all(bytes).and_then(|()| out.flush())
 }
 
 /// The result of writing to stdout; on a closed pipe the process exits with 0.

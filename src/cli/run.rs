@@ -15,7 +15,7 @@ use crate::event::{Lsn, SinkHealth};
 use crate::operators::{StreamProgress, Totals};
 use crate::query::Handles;
 use crate::runtime::data_dir::DataDir;
-use crate::runtime::{Options, POLL, Running, RuntimeError, disorder, notes};
+use crate::runtime::{Ended, Options, POLL, PartError, Running, RuntimeError, disorder, notes};
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -78,39 +78,51 @@ impl Run {
             );
         }
         let before = running.handles.progress.streams();
+        let is_signalled = || signal.is_finished();
         let reading = Progress::new(global, "reading", Unit::Records);
-        while !running.has_failed() && !signal.is_finished() && !self.is_over(&running, started) {
+        while !running.has_failed() && !is_signalled() && !self.is_over(&running, started) {
             if reading.is_shown() {
                 reading.set(accepted_since(&running, &before), None);
             }
             std::thread::sleep(POLL);
         }
         drop(reading);
+        let handles = running.handles.clone();
         let ending = Progress::new(global, "merging, delivering, committing", Unit::None);
-        if !running.has_failed() && !signal.is_finished() {
+        let (failures, is_interrupted) = self.finish(running, config, &is_signalled);
+        drop(ending);
+        let summary = Summary::new(&handles, &before, started, is_interrupted, failures);
+        summary.report(global, &handles)
+    }
+
+    /// Maintains, waits for the sinks and stops. Returns everything that has failed, and whether a
+    /// signal came: then nothing is said of sinks, for which it did not wait.
+    fn finish(
+        &self,
+        running: Running,
+        config: &Config,
+        is_signalled: &dyn Fn() -> bool,
+    ) -> (Failures, bool) {
+        let mut not_closed = None;
+        if !running.has_failed() && !is_signalled() {
             if self.is_final {
-                running.close_windows()?;
+                not_closed = running.close_windows().err();
             }
             running.maintain(config);
         }
-        let delivered = running.wait_for_sinks(self.sinks_timeout, || signal.is_finished());
-        let (handles, is_interrupted) = (running.handles.clone(), signal.is_finished());
+        let mut undelivered = running.wait_for_sinks(self.sinks_timeout, is_signalled);
+        let is_interrupted = is_signalled();
         if is_interrupted {
-            running.interrupt()?;
-        } else {
-            running.stop()?;
+            undelivered.clear();
         }
-        drop(ending);
-        let summary = Summary::new(&handles, &before, started, is_interrupted);
-        if global.format() == Format::Json && global.output.is_some() {
-            output::write(&summary.to_json())?;
-        } else {
-            summary.print(&handles);
-        }
-        notes::all(&handles)
-            .iter()
-            .for_each(|note| eprintln!("{}", note.text));
-        if is_interrupted { Ok(()) } else { delivered }
+        let Ended { failed, mut halted } = running.end(is_interrupted);
+        halted.extend(not_closed.map(|error| PartError::new("log", error)));
+        let failures = Failures {
+            failed,
+            halted,
+            undelivered,
+        };
+        (failures, is_interrupted)
     }
 
     /// A reset is accepted for one partition that a source reads, by its name.
@@ -191,6 +203,41 @@ fn accepted_since(running: &Running, before: &Streams) -> u64 {
         .sum()
 }
 
+/// What went wrong in a bounded run.
+struct Failures {
+    /// Of log, operators and views: not everything is committed.
+    failed: Vec<PartError>,
+    /// Of sources that halted, and of threads that panicked.
+    halted: Vec<PartError>,
+    /// Of sinks that lack something.
+    undelivered: Vec<PartError>,
+}
+
+impl Failures {
+    fn all(&self) -> impl Iterator<Item = &PartError> {
+        let parts = self.failed.iter().chain(&self.halted);
+        parts.chain(&self.undelivered)
+    }
+
+    /// All of them as one error.
+    fn into_result(self) -> Result<(), RuntimeError> {
+        let undelivered = if self.failed.is_empty() {
+            "everything accepted is committed, but not everything was delivered"
+        } else {
+            "not everything was delivered"
+        };
+        let sinks = self.undelivered.iter().map(|part| part.error.to_string());
+        let sinks: Vec<String> = sinks.collect();
+        let mut parts = self.failed;
+        parts.extend(self.halted);
+        if !sinks.is_empty() {
+            let text = format!("{undelivered}: {}", sinks.join("; "));
+            parts.push(PartError::new("sinks", RuntimeError::Failed(text)));
+        }
+        PartError::all(parts)
+    }
+}
+
 /// What a bounded run has done.
 struct Summary {
     /// By stream.
@@ -199,10 +246,17 @@ struct Summary {
     seconds: f64,
     is_interrupted: bool,
     synced_lsn: Lsn,
+    failures: Failures,
 }
 
 impl Summary {
-    fn new(handles: &Handles, before: &Streams, started: Instant, is_interrupted: bool) -> Self {
+    fn new(
+        handles: &Handles,
+        before: &Streams,
+        started: Instant,
+        is_interrupted: bool,
+        failures: Failures,
+    ) -> Self {
         let streams = handles.progress.streams().into_iter();
         let streams = streams.map(|(name, s)| {
             let totals = since(before, &name, &s.totals);
@@ -214,7 +268,24 @@ impl Summary {
             seconds: started.elapsed().as_secs_f64(),
             is_interrupted,
             synced_lsn: handles.progress.synced_lsn(),
+            failures,
         }
+    }
+
+    /// Shows it, whatever has failed; then returns that.
+    fn report(self, global: &Global, handles: &Handles) -> Result<(), RuntimeError> {
+        let mut written = Ok(());
+        if global.format() == Format::Json && global.output.is_some() {
+            written = output::try_write(&self.to_json());
+        } else {
+            self.print(handles);
+        }
+        notes::all(handles)
+            .iter()
+            .for_each(|note| eprintln!("{}", note.text));
+        // A closed pipe does not hide a failure.
+        self.failures.into_result()?;
+        output::check_written(written)
     }
 
     /// For scripts, on stdout.
@@ -240,7 +311,10 @@ impl Summary {
             self.streams.iter().map(|(n, t)| (n, stream(t))).collect();
         let sinks: BTreeMap<&String, Value> =
             self.sinks.iter().map(|(n, h)| (n, sink(h))).collect();
+        let error = |part: &PartError| json!({"part": part.part, "error": part.error.to_string()});
+        let errors: Vec<Value> = self.failures.all().map(error).collect();
         let summary = json!({
+            "errors": errors,
             "streams": streams,
             "sinks": sinks,
             "seconds": self.seconds,
@@ -253,7 +327,9 @@ impl Summary {
     /// For people, on stderr.
     fn print(&self, handles: &Handles) {
         let sum = |field: fn(&Totals) -> u64| self.streams.values().map(field).sum::<u64>();
-        let reached = if self.is_interrupted {
+        let reached = if !self.failures.failed.is_empty() {
+            "not everything is committed, the next start continues from the log"
+        } else if self.is_interrupted {
             "stopped by a signal, what was accepted is safe"
         } else {
             "all views have committed"

@@ -171,8 +171,11 @@ fn serve_once(
     let served = runtime
         .block_on(server.stop())
         .map_err(|e| RuntimeError::Failed(e.to_string()));
-    let is_restarting = stop(running, restart.load(Ordering::Acquire), is_signalled)?;
-    served.map(|()| is_restarting)
+    let stopped = stop(running, restart.load(Ordering::Acquire), is_signalled);
+    match (served, stopped) {
+        (Err(served), Err(stopped)) => Err(RuntimeError::Several(vec![served, stopped])),
+        (served, stopped) => served.and(stopped),
+    }
 }
 
 /// Opens the data folder, in a thread that ends: the memory that opening takes and frees returns to

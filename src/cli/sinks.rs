@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::client::{QueryTarget, Server};
+use super::output::Format;
 use super::{Global, output, tokio_runtime};
 use crate::runtime::query_service::Params;
 use crate::runtime::{RuntimeError, sink_threads};
@@ -45,10 +46,7 @@ enum Action {
 impl Sinks {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
         match &self.action {
-            Action::List => {
-                let answer = QueryTarget::open(global)?.ask("status", &Params::new())?;
-                output::answer(&answer, "sinks", global.format())
-            }
+            Action::List => list(global),
             Action::Pause { name } => send(global, name, "pause", Command::Pause, &json!({})),
             Action::Resume {
                 name,
@@ -67,6 +65,21 @@ impl Sinks {
             }
         }
     }
+}
+
+/// Writes the sinks of the status alone, with the columns of `weir.sinks`. As a member of JSON the
+/// tables are a list, as in the status.
+fn list(global: &Global) -> Result<(), RuntimeError> {
+    let mut status = QueryTarget::open(global)?.ask("status", &Params::new())?;
+    let mut sinks = status["sinks"].take();
+    if let Format::Table | Format::Csv = global.format() {
+        for sink in sinks.as_array_mut().into_iter().flatten() {
+            let tables = sink["tables"].as_array().into_iter().flatten();
+            let tables: Vec<String> = tables.map(output::cell).collect();
+            sink["tables"] = tables.join(", ").into();
+        }
+    }
+    output::answer(&json!({"sinks": sinks}), "sinks", global.format())
 }
 
 /// To the running server, or to the files of a folder that no process works on.

@@ -132,7 +132,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("weir.sinks.rows", "Rows delivered since the start."),
     ("retries", "Attempts that were repeated since the start."),
     ("weir.sinks.dead_letters", "Rows that the target refuses."),
-    ("last_error", "The last error, if any."),
+    (
+        "last_error",
+        "Why the last attempt failed; null once the sink delivers again.",
+    ),
     (
         "weir.sources.partition",
         "The file, connection or partition of Kafka.",

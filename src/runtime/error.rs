@@ -45,6 +45,51 @@ pub enum RuntimeError {
     /// Anything else.
     #[error("{0}")]
     Failed(String),
+    /// Of several parts.
+    #[error("{}", texts(.0))]
+    Several(Vec<RuntimeError>),
+}
+
+fn texts(errors: &[RuntimeError]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+/// A part of the process, and why it has not done its work.
+#[derive(Debug)]
+pub struct PartError {
+    /// `source/NAME`, `sink/NAME`, `log`, `operators`, `view/KIND/NAME` or another thread's name.
+    pub part: String,
+    /// Complete without the part's name.
+    pub error: RuntimeError,
+}
+
+impl PartError {
+    pub(crate) fn new(part: &str, error: RuntimeError) -> Self {
+        Self {
+            part: part.to_owned(),
+            error,
+        }
+    }
+
+    /// Success if no part has failed, else all errors.
+    pub(crate) fn all(parts: Vec<Self>) -> Result<(), RuntimeError> {
+        if parts.is_empty() {
+            Ok(())
+        } else {
+            Err(parts.into())
+        }
+    }
+}
+
+impl From<Vec<PartError>> for RuntimeError {
+    /// All errors as one; there must be one.
+    fn from(mut parts: Vec<PartError>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0).error;
+        }
+        Self::Several(parts.into_iter().map(|part| part.error).collect())
+    }
 }
 
 /// What an error means for the caller of the process.
@@ -90,6 +135,13 @@ impl RuntimeError {
             Self::Log(error) if is_damage_of_log(error) => ErrorKind::Damage,
             Self::View(error) if error.is_damage() => ErrorKind::Damage,
             Self::Lake(error) if error.is_damage() => ErrorKind::Damage,
+            Self::Several(errors) => {
+                let kinds = || errors.iter().map(Self::kind);
+                let has_damage = kinds().any(|kind| kind == ErrorKind::Damage);
+                let first = kinds().find(|kind| *kind != ErrorKind::Other);
+                let other = first.unwrap_or(ErrorKind::Other);
+                if has_damage { ErrorKind::Damage } else { other }
+            }
             // A query or a rebuild found a damaged file; libraries leave the text alone.
             Self::Log(_) | Self::View(_) | Self::Lake(_) | Self::Query(_) | Self::Failed(_) => {
                 match damage_in(&self.to_string()) {
@@ -155,5 +207,21 @@ mod tests {
         ] {
             assert_eq!(error.exit_code(), code, "{error}");
         }
+    }
+
+    #[test]
+    fn errors_of_several_parts_are_all_shown_and_damage_decides_about_the_exit_code() {
+        let part = PartError::new;
+        let failed = |text: &str| RuntimeError::Failed(text.into());
+        let error = RuntimeError::from(vec![part("sink/a", failed("a")), part("x", failed("b"))]);
+        assert_eq!((error.to_string().as_str(), error.exit_code()), ("a; b", 1));
+        let damaged = part("log", RuntimeError::Damaged("b".into()));
+        let error = RuntimeError::from(vec![part("source/a", failed("a")), damaged]);
+        assert_eq!(
+            (error.to_string().as_str(), error.exit_code()),
+            ("a; b", 65)
+        );
+        let error = RuntimeError::from(vec![part("sink/a", failed("alone"))]);
+        assert!(matches!(error, RuntimeError::Failed(_)));
     }
 }

@@ -59,7 +59,7 @@ use backup::Backup;
 use context::FolderContext;
 use data_dir::{DataDir, Lock};
 use dead_letter_retry::Retry;
-pub use error::RuntimeError;
+pub use error::{PartError, RuntimeError};
 use maintenance::Maintenance;
 pub use maintenance::compact;
 use pipeline::Pipeline;
@@ -347,22 +347,31 @@ impl Running {
         } else {
             Ending::Serving
         };
-        self.stop_as(ending)
+        self.stop_as(ending).into_result()
     }
 
-    /// As [`Running::stop`], for a bounded run that a signal asks to end soon: what views have not
-    /// read of the log's past is left to the next start.
-    pub fn interrupt(self) -> Result<(), RuntimeError> {
-        self.stop_as(Ending::Interrupted)
+    /// Ends a bounded run as [`Running::stop`] does, with its errors one by one. Once a signal asks
+    /// to end soon (`is_interrupted`), what views have not read of the log's past is left to the
+    /// next start.
+    pub(crate) fn end(self, is_interrupted: bool) -> Ended {
+        self.stop_as(if is_interrupted {
+            Ending::Interrupted
+        } else {
+            Ending::Complete
+        })
     }
 
     /// As [`Running::stop`], to start again: a source that had halted is only logged, because it
     /// starts again too.
     pub fn stop_for_restart(self) -> Result<(), RuntimeError> {
-        self.stop_as(Ending::Restarting)
+        let Ended { failed, halted } = self.stop_as(Ending::Restarting);
+        for PartError { error, .. } in halted {
+            tracing::warn!(%error, "source was stopped by an error");
+        }
+        PartError::all(failed)
     }
 
-    fn stop_as(mut self, ending: Ending) -> Result<(), RuntimeError> {
+    fn stop_as(mut self, ending: Ending) -> Ended {
         let callers = Callers {
             stop: self.stop.clone(),
             sources: std::mem::take(&mut self.sources),
@@ -372,18 +381,23 @@ impl Running {
                 .collect(),
         };
         let Stopped { wal, halted } = self.pipeline.stop(callers, ending);
-        drop(wal?);
-        if ending == Ending::Restarting {
-            for error in halted {
-                tracing::warn!(error, "source was stopped by an error");
-            }
-            return Ok(());
-        }
-        if halted.is_empty() {
-            Ok(())
-        } else {
-            Err(RuntimeError::Failed(halted.join("; ")))
-        }
+        let failed = wal.map(drop).err().unwrap_or_default();
+        Ended { failed, halted }
+    }
+}
+
+/// What had failed when a pipeline was stopped.
+pub(crate) struct Ended {
+    /// Of writer, operators and views: not everything is committed.
+    pub failed: Vec<PartError>,
+    /// Of sources that had halted, and of sources and services that panicked.
+    pub halted: Vec<PartError>,
+}
+
+impl Ended {
+    fn into_result(self) -> Result<(), RuntimeError> {
+        let parts = self.failed.into_iter().chain(self.halted);
+        PartError::all(parts.collect())
     }
 }
 

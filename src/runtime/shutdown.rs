@@ -39,7 +39,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use super::{POLL, RuntimeError};
+use super::{POLL, PartError, RuntimeError};
 use crate::ingest::{Ingest, Intake};
 use crate::sources::{SourceError, Stop};
 use crate::threads;
@@ -158,10 +158,10 @@ pub(super) struct Callers {
 
 /// How everything ended.
 pub(super) struct Stopped {
-    /// The log; an error where writer, operators or a view failed.
-    pub wal: Result<Wal, RuntimeError>,
+    /// The log; without it, the errors of writer, operators and views, at least one.
+    pub wal: Result<Wal, Vec<PartError>>,
     /// Errors of halted sources, and of sources and services that panicked.
-    pub halted: Vec<String>,
+    pub halted: Vec<PartError>,
 }
 
 /// Stops everything and waits for it.
@@ -170,7 +170,7 @@ pub(super) fn run(callers: Callers, stages: Stages, ending: Ending) -> Stopped {
         callers,
         stages,
         wal: None,
-        failure: None,
+        failures: Vec::new(),
         halted: Vec::new(),
     };
     let (mut state, mut happened) = (State::Running, Some(Event::StopRequested));
@@ -180,10 +180,19 @@ pub(super) fn run(callers: Callers, stages: Stages, ending: Ending) -> Stopped {
         state = after;
         happened = shutdown.wait(state);
     }
-    let not_closed = || RuntimeError::Failed(format!("the stop ended as {state:?}"));
-    let wal = shutdown.wal.unwrap_or_else(|| Err(not_closed()));
+    let mut failures = shutdown.failures;
+    let wal = match shutdown.wal {
+        Some(wal) if failures.is_empty() => Ok(wal),
+        _ => {
+            if failures.is_empty() {
+                let text = format!("the stop ended as {state:?}");
+                failures.push(PartError::new("log", RuntimeError::Failed(text)));
+            }
+            Err(failures)
+        }
+    };
     Stopped {
-        wal: shutdown.failure.map_or(Ok(()), Err).and(wal),
+        wal,
         halted: shutdown.halted,
     }
 }
@@ -192,10 +201,10 @@ pub(super) fn run(callers: Callers, stages: Stages, ending: Ending) -> Stopped {
 struct Shutdown {
     callers: Callers,
     stages: Stages,
-    wal: Option<Result<Wal, RuntimeError>>,
-    /// The first error of operators and views.
-    failure: Option<RuntimeError>,
-    halted: Vec<String>,
+    wal: Option<Wal>,
+    /// Errors of writer, operators and views.
+    failures: Vec<PartError>,
+    halted: Vec<PartError>,
 }
 
 impl Shutdown {
@@ -215,13 +224,15 @@ impl Shutdown {
             State::SourcesEnding => Some(self.wait_for_sources()),
             State::ServicesEnding => Some(self.wait_for_services()),
             State::LogEnding => {
-                let ended = self.stages.writer.take().map(join);
-                self.wal = ended.map(|e| e.and_then(|wal| wal.map_err(RuntimeError::from)));
+                if let Some(writer) = self.stages.writer.take() {
+                    self.wal = self.join("log", writer);
+                }
                 Some(Event::WriterEnded)
             }
             State::OperatorsEnding => {
-                let ended = self.stages.operators.take().map(join);
-                self.failure = ended.and_then(|e| e.and_then(|ended| ended).err());
+                if let Some(operators) = self.stages.operators.take() {
+                    self.join("operators", operators);
+                }
                 Some(Event::OperatorsEnded)
             }
             State::ViewsEnding => Some(self.wait_for_views()),
@@ -242,13 +253,16 @@ impl Shutdown {
             }
             std::thread::sleep(POLL);
         }
-        for (name, thread) in sources.drain(..) {
+        for (name, thread) in std::mem::take(sources) {
             match thread.join() {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => self.halted.push(format!("source `{name}`: {error}")),
+                Ok(Err(error)) => self.halt(
+                    &format!("source/{name}"),
+                    format!("source `{name}`: {error}"),
+                ),
                 Err(panic) => {
                     let name = format!("source/{name}");
-                    self.halted.push(threads::describe(&name, &*panic));
+                    self.halt(&name, threads::describe(&name, &*panic));
                 }
             }
         }
@@ -256,35 +270,50 @@ impl Shutdown {
     }
 
     fn wait_for_services(&mut self) -> Event {
-        for thread in self.callers.services.drain(..) {
-            let name = thread.thread().name().unwrap_or_default().to_owned();
+        for thread in std::mem::take(&mut self.callers.services) {
+            let name = name_of(&thread);
             if let Err(panic) = thread.join() {
-                self.halted.push(threads::describe(&name, &*panic));
+                self.halt(&name, threads::describe(&name, &*panic));
             }
         }
         Event::ServicesEnded
     }
 
     fn wait_for_views(&mut self) -> Event {
-        for view in self.stages.views.drain(..) {
-            let ended = join(view).and_then(|ended| ended.map_err(RuntimeError::from));
-            if let Err(error) = ended {
-                self.failure.get_or_insert(error);
-            }
+        for view in std::mem::take(&mut self.stages.views) {
+            let part = format!("view/{}", name_of(&view));
+            self.join(&part, view);
         }
-        if self.failure.is_some() || matches!(self.wal, Some(Err(_))) {
-            Event::Failed
-        } else {
+        if self.failures.is_empty() {
             Event::ViewsEnded
+        } else {
+            Event::Failed
         }
+    }
+
+    fn halt(&mut self, part: &str, text: String) {
+        self.halted
+            .push(PartError::new(part, RuntimeError::Failed(text)));
+    }
+
+    /// What a thread of the pipeline returns; none if it failed.
+    fn join<T, E>(&mut self, part: &str, thread: JoinHandle<Result<T, E>>) -> Option<T>
+    where
+        RuntimeError: From<E>,
+    {
+        let name = name_of(&thread);
+        let error = match thread.join() {
+            Ok(Ok(value)) => return Some(value),
+            Ok(Err(error)) => error.into(),
+            Err(panic) => RuntimeError::Failed(threads::describe(&name, &*panic)),
+        };
+        self.failures.push(PartError::new(part, error));
+        None
     }
 }
 
-fn join<T>(thread: JoinHandle<T>) -> Result<T, RuntimeError> {
-    let name = thread.thread().name().unwrap_or_default().to_owned();
-    thread
-        .join()
-        .map_err(|panic| RuntimeError::Failed(threads::describe(&name, &*panic)))
+fn name_of<T>(thread: &JoinHandle<T>) -> String {
+    thread.thread().name().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

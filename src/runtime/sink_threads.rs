@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::context::FolderContext;
-use super::{Running, RuntimeError};
+use super::{PartError, Running, RuntimeError};
 use crate::config::{Config, Sink};
 use crate::event::{Lsn, SharedSinkHealth, SinkHealth, SinkState};
 use crate::query::Handles;
@@ -96,15 +96,12 @@ impl Running {
     }
 
     /// Waits until every sink has delivered all records of the log, except those that are paused.
-    ///
-    /// # Errors
-    ///
-    /// Names the sinks that are not there after `timeout`, with the reasons.
+    /// Returns those that are not there after `timeout`, with the reasons.
     pub fn wait_for_sinks(
         &self,
         timeout: Duration,
         is_interrupted: impl Fn() -> bool,
-    ) -> Result<(), RuntimeError> {
+    ) -> Vec<PartError> {
         let (started, end) = (Instant::now(), self.handles.progress.synced_lsn());
         loop {
             let behind = behind(&self.handles, end);
@@ -113,16 +110,14 @@ impl Running {
             });
             let is_over = started.elapsed() >= timeout || is_interrupted() || self.has_failed();
             if behind.is_empty() {
-                return Ok(());
+                return Vec::new();
             }
             if !may_come || is_over {
-                let names = behind
-                    .iter()
-                    .map(|(name, health)| describe(name, health, end));
-                return Err(RuntimeError::Failed(format!(
-                    "everything accepted is committed, but not everything was delivered: {}",
-                    names.collect::<Vec<_>>().join("; ")
-                )));
+                let error = |(name, health): &(String, SinkHealth)| {
+                    let text = describe(name, health, end);
+                    PartError::new(&format!("sink/{name}"), RuntimeError::Failed(text))
+                };
+                return behind.iter().map(error).collect();
             }
             std::thread::sleep(POLL);
         }

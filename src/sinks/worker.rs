@@ -218,6 +218,8 @@ impl Worker {
             tracing::info!(sink = self.context.sink.name, "the sink delivers again");
             self.backoff.reset();
         }
+        // It is over, and the log of the process has it.
+        lock(&self.context.health).last_error = None;
         self.enter(Phase::Running);
     }
 

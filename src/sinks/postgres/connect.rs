@@ -22,6 +22,9 @@ use crate::config::sinks::PostgresSink;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of one request to the server, which gives up by itself after 25 seconds.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(28);
+/// Of a commit, at which the server checks the foreign keys of all its rows: that takes minutes
+/// after a long backlog, and the server's time-out of statements does not end it.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// After this time without an answer the other side counts as gone.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -85,6 +88,15 @@ pub async fn within<T>(
 ) -> Result<T, Failure> {
     let answer = tokio::time::timeout(REQUEST_TIMEOUT, request).await;
     Ok(answer.map_err(|_| too_slow())??)
+}
+
+/// Commits, and waits longer than for other requests.
+pub async fn commit(client: &Client) -> Result<(), Failure> {
+    let commit = client.batch_execute("commit");
+    let answer = tokio::time::timeout(COMMIT_TIMEOUT, commit).await;
+    let minutes = COMMIT_TIMEOUT.as_secs() / 60;
+    let too_slow = format!("the server has not committed within {minutes} minutes");
+    Ok(answer.map_err(|_| Failure::Lost(too_slow))??)
 }
 
 fn too_slow() -> Failure {

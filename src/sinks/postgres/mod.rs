@@ -15,7 +15,8 @@
 //! A session-level advisory lock lets one process alone deliver for a sink, and each transaction
 //! begins by moving the cursor from where this process left it: if it is elsewhere, the sink halts.
 //! Example: the commit's answer is lost. The next attempt reads the cursor from the database, which
-//! is the new one if the commit was done.
+//! is the new one if the commit was done. While the server still commits, it holds the lock of the
+//! lost connection: the attempt says so and waits.
 
 mod connect;
 mod copy;
@@ -53,6 +54,8 @@ pub struct PostgresTarget {
     identity: Identity,
     tables: Vec<Table>,
     session: Option<Session>,
+    /// The server's process of the last session that had the sink's lock.
+    backend: Option<i32>,
     runtime: Runtime,
     /// Whether a row was refused, which the next attempt finds.
     by_row: bool,
@@ -77,6 +80,7 @@ impl PostgresTarget {
             context,
             def: def.clone(),
             session: None,
+            backend: None,
             runtime,
             by_row: false,
             violations: 0,
@@ -138,16 +142,17 @@ impl Target for PostgresTarget {
     fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         let old = self.session.take();
         let (def, identity, tables) = (&self.def, &self.identity, &self.tables);
+        let backend = &mut self.backend;
         let opened = until_stop(&self.runtime, &self.context.stop, async {
             let mut session = match old {
                 Some(session) => match session.roll_back().await {
                     Ok(()) => session,
                     Err(_) => {
                         session.connection.close().await;
-                        Session::begin(def, identity).await?
+                        Session::begin(def, identity, backend).await?
                     }
                 },
-                None => Session::begin(def, identity).await?,
+                None => Session::begin(def, identity, backend).await?,
             };
             match session.prepare(def, identity, tables, stored).await {
                 Ok(cursor) => Ok((session, cursor)),

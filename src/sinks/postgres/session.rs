@@ -1,8 +1,8 @@
 //! A session of the database in which this sink alone writes: its lock, its cursor, its tables.
 
 use sha2::{Digest, Sha256};
-use tokio_postgres::Statement;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Row, Statement};
 
 use super::super::{Cursor, SinkError, StoredCursor};
 use super::connect::{Connection, within};
@@ -40,8 +40,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects and takes the lock.
-    pub async fn begin(def: &PostgresSink, identity: &Identity) -> Result<Self, Failure> {
+    /// Connects and takes the lock. `backend` is the server's process that had it last of this
+    /// one's sessions, and then the one that has it.
+    pub async fn begin(
+        def: &PostgresSink,
+        identity: &Identity,
+        backend: &mut Option<i32>,
+    ) -> Result<Self, Failure> {
         let connection = Connection::open(def, &identity.sink).await?;
         let session = Self {
             connection,
@@ -49,8 +54,11 @@ impl Session {
             move_cursor: None,
             cursor: String::new(),
         };
-        match session.lock(def, identity).await {
-            Ok(()) => Ok(session),
+        match session.lock(def, identity, *backend).await {
+            Ok(locked) => {
+                *backend = Some(locked);
+                Ok(session)
+            }
             Err(failure) => {
                 session.connection.close().await;
                 Err(failure)
@@ -58,21 +66,33 @@ impl Session {
         }
     }
 
-    async fn lock(&self, def: &PostgresSink, identity: &Identity) -> Result<(), Failure> {
+    /// Takes the lock; returns the process of the server that has it, which is this session's.
+    async fn lock(
+        &self,
+        def: &PostgresSink,
+        identity: &Identity,
+        before: Option<i32>,
+    ) -> Result<i32, Failure> {
+        let client = &self.connection.client;
         let key = lock_key(&[&def.schema, &identity.log, &identity.sink]);
         // The server may need a moment to notice that a process which was killed has gone.
         let lock = format!(
             "set lock_timeout = '5s'; select pg_advisory_lock({key}); set lock_timeout = '20s'"
         );
-        let locked = within(self.connection.client.batch_execute(&lock)).await;
-        locked.map_err(|failure| match failure {
-            Failure::Server { text, .. } if text.contains(SqlState::LOCK_NOT_AVAILABLE.code()) => {
-                Failure::Sink(SinkError::Unavailable(
-                    "another process delivers for this sink: it holds the sink's advisory lock in the database; only one may, so stop the other".into(),
-                ))
+        match within(client.batch_execute(&lock)).await {
+            Ok(()) => {
+                let own = within(client.query_one("select pg_backend_pid()", &[])).await?;
+                Ok(own.try_get(0)?)
             }
-            other => other,
-        })
+            Err(Failure::Server { text, .. })
+                if text.contains(SqlState::LOCK_NOT_AVAILABLE.code()) =>
+            {
+                let holder = within(client.query_opt(statements::LOCK_HOLDER, &[&key])).await?;
+                let holder = holder.map(|row| Holder::of_row(&row)).transpose()?;
+                Err(SinkError::Unavailable(describe(holder.as_ref(), before)).into())
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Ends what an attempt has left of a transaction.
@@ -249,6 +269,46 @@ impl Session {
     }
 }
 
+/// Who holds the sink's lock.
+struct Holder {
+    /// A process of the server.
+    backend: i32,
+    application: String,
+    is_committing: bool,
+}
+
+impl Holder {
+    fn of_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            backend: row.try_get(0)?,
+            application: row.try_get(1)?,
+            is_committing: row.try_get(2)?,
+        })
+    }
+}
+
+/// Why the lock cannot be had, where `before` had it last of this process's sessions. Pure.
+fn describe(holder: Option<&Holder>, before: Option<i32>) -> String {
+    let Some(holder) = holder else {
+        return "the sink's advisory lock in the database was held until now; trying again".into();
+    };
+    let (backend, application) = (holder.backend, &holder.application);
+    match (before == Some(backend), holder.is_committing) {
+        (true, true) => format!(
+            "the last transaction is still being committed, by the server's process {backend}; waiting"
+        ),
+        (true, false) => format!(
+            "the server's process {backend} still works on the last request, or has not noticed that its connection is gone; waiting"
+        ),
+        (false, true) => format!(
+            "a transaction of this sink that another process has begun is still being committed, by the server's process {backend} (`{application}`); waiting: if that process runs, stop it, since only one may deliver"
+        ),
+        (false, false) => format!(
+            "another process delivers for this sink: the server's process {backend} (`{application}`) holds the sink's advisory lock in the database; only one may, so stop the other"
+        ),
+    }
+}
+
 /// The cursor that the database has.
 fn of_database(
     identity: &Identity,
@@ -285,4 +345,26 @@ fn lock_key(parts: &[&str]) -> i64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&hash[..8]);
     i64::from_be_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_own_commit_and_another_process_are_distinguished() {
+        let text = |backend, is_committing| {
+            let holder = Holder {
+                backend,
+                application: "weir db".into(),
+                is_committing,
+            };
+            describe(Some(&holder), Some(7))
+        };
+        insta::assert_snapshot!(text(7, true), @"the last transaction is still being committed, by the server's process 7; waiting");
+        insta::assert_snapshot!(text(7, false), @"the server's process 7 still works on the last request, or has not noticed that its connection is gone; waiting");
+        insta::assert_snapshot!(text(8, true), @"a transaction of this sink that another process has begun is still being committed, by the server's process 8 (`weir db`); waiting: if that process runs, stop it, since only one may deliver");
+        insta::assert_snapshot!(text(8, false), @"another process delivers for this sink: the server's process 8 (`weir db`) holds the sink's advisory lock in the database; only one may, so stop the other");
+        insta::assert_snapshot!(describe(None, Some(7)), @"the sink's advisory lock in the database was held until now; trying again");
+    }
 }

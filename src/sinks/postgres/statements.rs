@@ -159,6 +159,18 @@ pub fn move_cursor(schema: &str) -> String {
     )
 }
 
+/// Who holds the advisory lock `$1`: the server's process, its application, and whether it commits.
+/// What others do is shown to their own user alone.
+pub const LOCK_HOLDER: &str = "
+select l.pid, coalesce(a.application_name, ''),
+  coalesce(a.state = 'active' and a.query ilike 'commit%', false)
+from pg_catalog.pg_locks l
+left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+  and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+  and (l.classid::bigint << 32 | l.objid::bigint) = $1::bigint
+limit 1";
+
 /// The columns of tables: table, column, type, whether it is not null, whether it has a default.
 pub const COLUMNS: &str = "
 select c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod), a.attnotnull,

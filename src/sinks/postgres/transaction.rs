@@ -12,7 +12,7 @@ use futures::SinkExt;
 use tokio_postgres::CopyInSink;
 
 use super::super::{Batch, Delivery, SinkError, TargetContext, refused};
-use super::connect::within;
+use super::connect::{commit, within};
 use super::copy::{CopyBuffer, keys_only};
 use super::failure::{Class, Failure};
 use super::schema::Table;
@@ -110,7 +110,7 @@ impl<'a> Transaction<'a> {
             )
             .into());
         }
-        within(self.session.connection.client.batch_execute("commit")).await?;
+        commit(&self.session.connection.client).await?;
         self.session.cursor = next;
         Ok(())
     }

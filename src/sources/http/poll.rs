@@ -184,7 +184,7 @@ enum PageFailure {
     Page(#[from] PageError),
     #[error("the answer has more than {0} (`[limits] body`); ask for smaller pages")]
     TooLarge(Size),
-    #[error("page {0} is followed by one that was read before")]
+    #[error("page {0} is followed by one that was read before it")]
     Loop(usize),
     #[error("no room in the log: {0}")]
     NoRoom(String),
@@ -291,7 +291,9 @@ impl Poller<'_> {
                 Waited::Done(page) => page?,
             };
             summary.pages += 1;
-            next = self.take_page(&url, page, summary)?;
+            let after = self.take_page(&url, page, summary)?;
+            // At its end a server may name the page again that it has just sent.
+            next = after.filter(|after| *after != url);
         }
         Ok(())
     }
