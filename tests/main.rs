@@ -11,6 +11,7 @@ mod damage;
 mod disk;
 mod documentation;
 mod examples;
+mod facets;
 mod files;
 mod formats;
 mod full_disk;

@@ -614,3 +614,36 @@ fn verbs_query_a_server_with_tls_by_their_token_alone() {
     assert_eq!(ask(&["count"], &write).status.code(), Some(75));
     child.kill().and_then(|()| child.wait()).expect("it ends");
 }
+
+#[test]
+fn generated_records_are_posted_with_a_token() {
+    let folder = http_only();
+    let [write, read] = [&[][..], &["--read-only"]].map(|kind| token(&folder, kind));
+    folder.configure(&HTTP_ONLY.replace("[server]\n", "[server]\ntoken_file = 'tokens'\n"));
+    let server = start(&folder);
+    let url = format!("http://{}/api/v1/streams/rsvps/events", server.address);
+    let post = |token: Option<&str>| {
+        let mut command = weir();
+        command
+            .args(["generate", "--count", "3", "--post", &url])
+            .env_remove("WEIR_TOKEN")
+            .envs(token.map(|token| ("WEIR_TOKEN", token)));
+        let output = command.output().expect("the binary runs");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), message)
+    };
+    for (token, status) in [(None, "401"), (Some(&*read), "403")] {
+        let (code, message) = post(token);
+        assert_eq!(code, Some(1), "{message}");
+        for part in [status, "set WEIR_TOKEN to a token that may write"] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        assert!(!message.contains("listens there"), "{message}");
+    }
+    let (code, message) = post(Some(&write));
+    assert_eq!(code, Some(0), "{message}");
+    drop(server);
+    let (code, message) = post(Some(&write));
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("listens there"), "{message}");
+}

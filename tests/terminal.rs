@@ -279,6 +279,15 @@ fn top_shows_a_server_that_goes_and_comes_back() {
         output.contains("\x1b[?1049l"),
         "the screen is left as it was: {output}"
     );
+    // After the last window come the panels of the overview.
+    let last = folder.command(&["top", "--window", "totals"]);
+    let mut terminal = Terminal::start(&last, &state).expect("a terminal as before");
+    terminal.wait_for("totals");
+    std::thread::sleep(Duration::from_secs(2));
+    terminal.send("\t");
+    terminal.wait_for("by country");
+    terminal.send("mq");
+    assert_eq!(terminal.end().0, Some(0));
     let unknown = folder.command(&["top", "--stream", "nothing"]);
     let unknown = Terminal::start(&unknown, &state).expect("a terminal as before");
     let (code, output) = unknown.end();
@@ -319,6 +328,62 @@ fn progress_is_shown_on_a_terminal_only() {
     assert_eq!(code, Some(0), "{output}");
     assert!(output.contains("reading"), "{output}");
     assert!(output.contains("40 events"), "{output}");
+}
+
+/// What takes more than two seconds says so, wherever the answer comes from.
+#[test]
+fn slow_answers_have_a_spinner_on_a_terminal_only() {
+    let folder = TestFolder::new("[limits]\nsql_time = \"4s\"\n");
+    folder.write("in.ndjson", &ndjson(&records(40, 1)));
+    folder.run_once();
+    let sql = [
+        "sql",
+        "select count(*) from generate_series(1, 900000000000)",
+    ];
+    for (more, is_shown) in [(&[][..], true), (&["--quiet"], false)] {
+        let mut command = folder.command(&sql);
+        command.args(more);
+        let Some(terminal) = Terminal::start(&command, &folder.path("state")) else {
+            return;
+        };
+        let (code, output) = terminal.end();
+        assert_ne!(code, Some(0), "{output}");
+        assert!(output.contains("sql_time"), "{output}");
+        let has_spinner = output.contains("waiting for the answer");
+        assert_eq!(has_spinner, is_shown, "{output}");
+    }
+    let message = folder.fail(&sql, 1);
+    assert!(!message.contains("waiting for the answer"), "{message}");
+}
+
+#[test]
+fn a_missing_name_is_answered_with_those_that_there_are() {
+    let folder = folder();
+    for (arguments, parts) in [
+        (
+            &["windows"][..],
+            &["`weir windows NAME` needs a window", "by_country"][..],
+        ),
+        (
+            &["rebuild"],
+            &["`weir rebuild WHAT…` needs a view", "search", "by_country"],
+        ),
+        (
+            &["sinks", "pause"],
+            &["`weir sinks pause NAME` needs a sink, and none is declared"],
+        ),
+        (
+            &["sinks", "reset"],
+            &["`weir sinks reset NAME` needs a sink"],
+        ),
+        (&["sinks", "reset", "x"], &["needs --from"]),
+        (&["dead-letters", "show"], &["`weir dead-letters list`"]),
+    ] {
+        let message = folder.fail(arguments, 2);
+        for part in parts {
+            assert!(message.contains(part), "{arguments:?}: {part}: {message}");
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::progress::Spinner;
 use super::{Global, output, tokio_runtime};
 use crate::clock::SystemClock;
 use crate::runtime::{RuntimeError, disorder, inspect, views};
@@ -20,10 +21,16 @@ impl Check {
         if self.show {
             return output::write(config.show().as_bytes());
         }
-        for note in inspect::tables(&config, &catalog, tokio_runtime()?.handle())? {
+        let checking = Spinner::new(global, "checking the data folder");
+        let notes = inspect::tables(&config, &catalog, tokio_runtime()?.handle())?;
+        drop(checking);
+        for note in notes {
             eprintln!("weir: {}", note.text);
         }
-        for text in disorder::of_files(&config, &catalog, &SystemClock::default())? {
+        let checking = Spinner::new(global, "checking the files of sources");
+        let notices = disorder::of_files(&config, &catalog, &SystemClock::default())?;
+        drop(checking);
+        for text in notices {
             eprintln!("weir: {text}");
         }
         let parts = [

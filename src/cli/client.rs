@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::progress::{self, Spinner};
 use super::{Global, tls, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
@@ -32,7 +33,12 @@ pub struct QueryTarget {
     backend: Backend,
     /// The command that ingests records which a stopped folder's views lack.
     catch_up_command: &'static str,
+    /// How a spinner is shown for an answer that takes long.
+    global: Global,
 }
+
+/// What a spinner says until an answer comes.
+const WAITING: &str = "waiting for the answer";
 
 enum Backend {
     Server(Server),
@@ -73,6 +79,12 @@ impl Backend {
     }
 }
 
+/// The token that requests to servers carry.
+pub fn token() -> Option<String> {
+    let token = std::env::var("WEIR_TOKEN").ok();
+    token.filter(|token| !token.is_empty())
+}
+
 /// A server running on the data folder.
 pub struct Server {
     client: reqwest::Client,
@@ -105,7 +117,7 @@ impl Server {
         (body["pid"].as_u64() == Some(address.pid.into())).then(|| Self {
             client,
             url,
-            token: std::env::var("WEIR_TOKEN").ok(),
+            token: token(),
             folder_key: address.key.clone(),
         })
     }
@@ -132,6 +144,28 @@ impl Server {
 
     /// Sends `GET /api/v1/<endpoint>`; the parameter `name` is the end of the path.
     pub async fn get(&self, endpoint: &str, params: &Params) -> Result<Value, RuntimeError> {
+        let url = self.url_of(endpoint, params);
+        let answer = self.send(self.client.get(url)).await?;
+        self.json(&answer)
+    }
+
+    /// As [`Self::get`], for an answer that does not end by itself.
+    pub async fn open(
+        &self,
+        endpoint: &str,
+        params: &Params,
+    ) -> Result<reqwest::Response, RuntimeError> {
+        let url = self.url_of(endpoint, params);
+        let response = self.respond(self.client.get(url)).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let bytes = response.bytes().await.map_err(|e| self.failed(&e))?;
+        Err(refusal(status, &bytes))
+    }
+
+    fn url_of(&self, endpoint: &str, params: &Params) -> String {
         let mut params = params.clone();
         let path = params.remove("name").map_or(endpoint.to_owned(), |name| {
             format!("{endpoint}/{}", encode(&name))
@@ -140,9 +174,7 @@ impl Server {
             .iter()
             .map(|(k, v)| format!("{k}={}", encode(v)))
             .collect();
-        let url = format!("{}/api/v1/{path}?{}", self.url, query.join("&"));
-        let answer = self.send(self.client.get(url)).await?;
-        self.json(&answer)
+        format!("{}/api/v1/{path}?{}", self.url, query.join("&"))
     }
 
     /// Sends `POST /api/v1/<path>`.
@@ -178,41 +210,56 @@ impl Server {
         &self,
         request: reqwest::RequestBuilder,
     ) -> Result<(reqwest::StatusCode, Vec<u8>), RuntimeError> {
-        let failed = |e: reqwest::Error| {
-            let url = &self.url;
-            RuntimeError::Failed(format!(
-                "{url}: {e}; if the server has stopped, start it by `weir run`, or try again"
-            ))
-        };
+        let response = self.respond(request).await?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(|e| self.failed(&e))?;
+        Ok((status, bytes.to_vec()))
+    }
+
+    /// The response to a request, with what every request carries.
+    async fn respond(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, RuntimeError> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
         let request = request.header(FOLDER_KEY, &self.folder_key);
-        let response = request.send().await.map_err(failed)?;
-        let status = response.status();
-        let bytes = response.bytes().await.map_err(failed)?;
-        Ok((status, bytes.to_vec()))
+        request.send().await.map_err(|e| self.failed(&e))
+    }
+
+    fn failed(&self, error: &reqwest::Error) -> RuntimeError {
+        let url = &self.url;
+        RuntimeError::Failed(format!(
+            "{url}: {error}; if the server has stopped, start it by `weir run`, or try again"
+        ))
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, RuntimeError> {
         let (status, bytes) = self.exchange(request).await?;
         if status.is_success() {
-            return Ok(bytes);
-        }
-        let error: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let text = |member: &str| error["error"][member].as_str();
-        let message =
-            text("message").map_or_else(|| format!("the server answered {status}"), str::to_owned);
-        let message = match next_step(text("code").unwrap_or_default()) {
-            Some(step) => format!("{message}; {step}"),
-            None => message,
-        };
-        Err(if status.as_u16() == 400 {
-            RuntimeError::Config(message)
+            Ok(bytes)
         } else {
-            RuntimeError::Failed(message)
-        })
+            Err(refusal(status, &bytes))
+        }
+    }
+}
+
+/// The error of an answer that is none, with the next step.
+fn refusal(status: reqwest::StatusCode, body: &[u8]) -> RuntimeError {
+    let error: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |member: &str| error["error"][member].as_str();
+    let message =
+        text("message").map_or_else(|| format!("the server answered {status}"), str::to_owned);
+    let message = match next_step(text("code").unwrap_or_default()) {
+        Some(step) => format!("{message}; {step}"),
+        None => message,
+    };
+    if status.as_u16() == 400 {
+        RuntimeError::Config(message)
+    } else {
+        RuntimeError::Failed(message)
     }
 }
 
@@ -255,7 +302,9 @@ impl QueryTarget {
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Self, RuntimeError> {
         let config = global.load()?;
+        let opening = Spinner::new(global, "opening the data folder");
         let backend = Backend::find(&config, runtime, is_cancelled)?;
+        drop(opening);
         let catch_up_command = if config.path.is_some() {
             "weir run --once"
         } else {
@@ -265,6 +314,7 @@ impl QueryTarget {
             runtime: runtime.clone(),
             backend,
             catch_up_command,
+            global: global.clone(),
         })
     }
 
@@ -278,15 +328,16 @@ impl QueryTarget {
 
     fn report_pending(&self, pending: Option<u64>) {
         if let Some(pending @ 1..) = pending {
-            eprintln!(
+            progress::line(&format!(
                 "weir: {pending} accepted records are not in this answer yet; `{}` adds them",
                 self.catch_up_command
-            );
+            ));
         }
     }
 
     /// The answer of `/api/v1/<endpoint>`; the parameter `name` is the window's.
     pub fn ask(&self, endpoint: &str, params: &Params) -> Result<Value, RuntimeError> {
+        let _waiting = Spinner::new(&self.global, WAITING);
         match &self.backend {
             Backend::DataDir(offline) => {
                 let answers = &offline.queries;
@@ -312,6 +363,7 @@ impl QueryTarget {
 
     /// Runs SQL; the answer in this format's bytes (`json`, `ndjson`, `csv`).
     pub fn sql(&self, query: &str, format: &str) -> Result<Vec<u8>, RuntimeError> {
+        let _waiting = Spinner::new(&self.global, WAITING);
         self.runtime.block_on(self.answer_sql(query, format))
     }
 
@@ -322,6 +374,7 @@ impl QueryTarget {
         format: &str,
         cancelled: impl Future<Output = ()>,
     ) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let _waiting = Spinner::new(&self.global, WAITING);
         self.runtime.block_on(async {
             tokio::select! {
                 answer = self.answer_sql(query, format) => answer.map(Some),

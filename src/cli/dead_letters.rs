@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::client::{QueryTarget, Server};
+use super::progress::Spinner;
 use super::{Global, output, tokio_runtime};
 use crate::runtime::dead_letter_retry::RetryRequest;
 use crate::runtime::{Options, Running, RuntimeError};
@@ -27,7 +28,7 @@ enum Action {
     /// Shows one completely, with its bytes.
     Show {
         /// Its record, as `list` names it.
-        lsn: u64,
+        lsn: Option<u64>,
     },
     /// Ingests those that are valid now, after a schema or a rule was corrected.
     Retry {
@@ -50,6 +51,7 @@ enum Action {
 fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
     let config = global.load_file()?;
     let runtime = tokio_runtime()?;
+    let retrying = Spinner::new(global, "retrying dead letters");
     let mut stopped = Ok(());
     let answer = match runtime.block_on(Server::find(&config)) {
         Some(server) => {
@@ -76,6 +78,7 @@ fn retry(global: &Global, question: &RetryRequest) -> Result<(), RuntimeError> {
             }
         }
     };
+    drop(retrying);
     // What was retried is shown also where the stop has failed afterwards.
     if global.format() == output::Format::Json {
         output::answer(&answer, "rows", global.format())?;
@@ -111,12 +114,18 @@ impl DeadLetters {
                     "select lsn, received_at, source, stream, reason from dead_letters {filter} order by lsn desc limit {limit}"
                 )
             }
-            Action::Show { lsn } => format!("select * from dead_letters where lsn = {lsn}"),
+            Action::Show { lsn: Some(lsn) } => {
+                format!("select * from dead_letters where lsn = {lsn}")
+            }
+            Action::Show { lsn: None } => {
+                let step = "`weir dead-letters show LSN` needs the LSN of one; `weir dead-letters list` shows them";
+                return Err(RuntimeError::Config(step.into()));
+            }
         };
         let answer = QueryTarget::open(global)?.sql(&query, "json")?;
         let answer: serde_json::Value =
             serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
-        if let Action::Show { lsn } = &self.action
+        if let Action::Show { lsn: Some(lsn) } = &self.action
             && answer["rows"].as_array().is_some_and(Vec::is_empty)
         {
             return Err(RuntimeError::Failed(format!(

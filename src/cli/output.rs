@@ -129,15 +129,14 @@ pub fn message(text: &str) {
     eprintln!("{}", printable(text));
 }
 
-/// The text without control characters, which the terminal might obey.
+/// The text without control characters, which the terminal might obey; a tab is a space.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
+        .map(|c| match c {
+            '\n' => c,
+            '\t' => ' ',
+            c if c.is_control() => '\u{fffd}',
+            c => c,
         })
         .collect()
 }
@@ -147,6 +146,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn control_characters_are_replaced() {
+        assert_eq!(printable("a\tb\nc\u{1b}d"), "a b\nc\u{fffd}d");
+    }
 
     #[test]
     fn records_show_a_line_for_each_value() {

@@ -4,6 +4,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -12,6 +14,9 @@ use super::{Global, LogFormat};
 
 /// How often a bar moves by itself.
 const TICK: Duration = Duration::from_millis(125);
+
+/// What is done before this shows no spinner.
+const SPINNER_DELAY: Duration = Duration::from_secs(2);
 
 /// The bars of the process; nothing else writes to stderr while they are drawn.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -53,14 +58,19 @@ pub struct Progress {
 impl Progress {
     /// Shows what is being done, where a bar is wanted.
     pub fn new(global: &Global, what: impl Into<String>, unit: Unit) -> Self {
-        let is_wanted = !global.quiet && global.log_format == LogFormat::Text;
-        if !is_wanted || !io::stderr().is_terminal() {
-            return Self::hidden();
+        if is_wanted(global) {
+            Self::shown(what.into(), unit, Duration::ZERO)
+        } else {
+            Self::hidden()
         }
+    }
+
+    /// A bar for what has taken some time already.
+    fn shown(what: String, unit: Unit, elapsed: Duration) -> Self {
         SHOWN.fetch_add(1, Ordering::AcqRel);
-        let bar = BARS.add(ProgressBar::no_length());
+        let bar = BARS.add(ProgressBar::no_length().with_elapsed(elapsed));
         bar.set_style(style(unit, false));
-        bar.set_message(what.into());
+        bar.set_message(what);
         bar.enable_steady_tick(TICK);
         Self {
             bar: Some(bar),
@@ -101,6 +111,60 @@ impl Drop for Progress {
             bar.finish_and_clear();
             BARS.remove(bar);
             SHOWN.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Whether bars are wanted, and there is a terminal to show them on.
+fn is_wanted(global: &Global) -> bool {
+    let is_wanted = !global.quiet && global.log_format == LogFormat::Text;
+    is_wanted && io::stderr().is_terminal()
+}
+
+/// A spinner with the time, where bars are wanted: it appears once what it stands for takes long,
+/// and disappears when this is dropped.
+pub struct Spinner {
+    /// Dropped at the end, which the thread notices.
+    done: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Spinner {
+    /// What begins now.
+    pub fn new(global: &Global, what: impl Into<String>) -> Self {
+        if is_wanted(global) {
+            Self::after(SPINNER_DELAY, what.into())
+        } else {
+            Self {
+                done: None,
+                thread: None,
+            }
+        }
+    }
+
+    fn after(delay: Duration, what: String) -> Self {
+        let (done, is_done) = channel::<()>();
+        let thread = std::thread::Builder::new().name("spinner".into());
+        let thread = thread.spawn(move || {
+            if is_done.recv_timeout(delay) == Err(RecvTimeoutError::Timeout) {
+                let _spinner = Progress::shown(what, Unit::None, delay);
+                // Nothing is sent: this waits for the end.
+                let _ = is_done.recv();
+            }
+        });
+        Self {
+            done: Some(done),
+            // Without a thread nothing is shown.
+            thread: thread.ok(),
+        }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        drop(self.done.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 }
@@ -148,6 +212,18 @@ mod tests {
                 assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
             }
         }
+    }
+
+    #[test]
+    fn a_spinner_ends_with_what_it_stands_for() {
+        // Before it appears: this does not wait for the delay.
+        drop(Spinner::after(Duration::from_secs(600), "quick".into()));
+        let spinner = Spinner::after(Duration::ZERO, "slow".into());
+        while SHOWN.load(Ordering::Acquire) == 0 {
+            std::thread::yield_now();
+        }
+        drop(spinner);
+        assert_eq!(SHOWN.load(Ordering::Acquire), 0);
     }
 
     #[test]

@@ -90,8 +90,8 @@ pub struct Nearby {
 /// Shows a window's rows, the latest first, including open windows.
 #[derive(Debug, Args)]
 pub struct Windows {
-    /// The window, as the configuration names it.
-    name: String,
+    /// The window, as the configuration names it; without it, an error lists the windows.
+    name: Option<String>,
     /// Windows that start at or after this time: RFC 3339, a date, epoch milliseconds, now-15m (UTC).
     #[arg(long, allow_hyphen_values = true)]
     from: Option<String>,
@@ -172,15 +172,38 @@ impl Nearby {
     }
 }
 
+/// The names of all windows: a window has a table with all versions of its rows.
+const WINDOW_NAMES: &str = "select substr(view, 6, length(view) - 14) as name from weir.views \
+    where starts_with(view, 'lake/') and ends_with(view, '_versions') \
+    and substr(view, 6) not in (select stream from weir.configuration) order by name";
+
+/// The error of a verb without a name, with the names that there are.
+pub fn missing_name(noun: &str, usage: &str, names: &[String]) -> RuntimeError {
+    RuntimeError::Config(if names.is_empty() {
+        format!("`{usage}` needs a {noun}, and none is declared")
+    } else {
+        format!("`{usage}` needs a {noun}; available: {}", names.join(", "))
+    })
+}
+
 impl Windows {
     pub fn run(&self, global: &Global) -> Result<(), RuntimeError> {
+        let target = QueryTarget::open(global)?;
+        let Some(name) = &self.name else {
+            let answer = target.sql(WINDOW_NAMES, "json")?;
+            let answer: serde_json::Value =
+                serde_json::from_slice(&answer).map_err(|e| RuntimeError::Failed(e.to_string()))?;
+            let rows = answer["rows"].as_array().into_iter().flatten();
+            let names: Vec<String> = rows.map(|row| output::cell(&row["name"])).collect();
+            return Err(missing_name("window", "weir windows NAME", &names));
+        };
         let params = params([
-            ("name", Some(self.name.clone())),
+            ("name", Some(name.clone())),
             ("from", self.from.clone()),
             ("to", self.to.clone()),
             ("limit", Some(self.limit.to_string())),
         ]);
-        let answer = QueryTarget::open(global)?.ask("windows", &params)?;
+        let answer = target.ask("windows", &params)?;
         output::answer(&answer, "rows", global.format())
     }
 }
@@ -229,5 +252,24 @@ fn report_sources(answer: &serde_json::Value) {
             let (path, reason) = (text(&file["path"]), text(&file["reason"]));
             output::message(&format!("source `{name}`: {path} waits: {reason}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_name_lists_those_that_there_are() {
+        let message =
+            |names: &[String]| missing_name("window", "weir windows NAME", names).to_string();
+        assert_eq!(
+            message(&["a".into(), "b".into()]),
+            "`weir windows NAME` needs a window; available: a, b"
+        );
+        assert_eq!(
+            message(&[]),
+            "`weir windows NAME` needs a window, and none is declared"
+        );
     }
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::client::Server;
 use super::progress::{Progress, Unit, line};
+use super::query::missing_name;
 use super::{Global, tokio_runtime};
 use crate::config::Config;
 use crate::event::Lsn;
@@ -26,8 +27,8 @@ use crate::schema::Catalog;
 #[derive(Debug, Args)]
 pub struct Rebuild {
     /// Windows, tables (`rsvps.members`, `rsvps.sessions`, `rsvps`, `dead_letters`), or search,
-    /// places, counts.
-    #[arg(required = true, value_name = "WHAT")]
+    /// places, counts; without any, an error lists them.
+    #[arg(value_name = "WHAT")]
     names: Vec<String>,
     /// The stream of search, places or counts [default: the first].
     #[arg(long)]
@@ -52,6 +53,10 @@ impl Rebuild {
         let config = global.load_file()?;
         let runtime = tokio_runtime()?;
         let catalog = views::compile(&config)?;
+        if self.names.is_empty() {
+            let names = rebuild::names(&catalog);
+            return Err(missing_name("view", "weir rebuild WHAT…", &names));
+        }
         let targets = self.targets(&catalog)?;
         rebuild::complete_interrupted_installs(&config, runtime.handle())?;
         let mut builds = targets

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::progress::Spinner;
 use super::{Format, Global, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ReadOrder, Source, SourceKind};
@@ -146,7 +147,7 @@ impl Test {
         let config = global.load_file()?;
         let catalog = crate::runtime::views::compile(&config)?;
         match &self.suite {
-            Some(suite) => run_suite(&config, &catalog, suite),
+            Some(suite) => run_suite(global, &config, &catalog, suite),
             None => self.show(global, &config, &catalog),
         }
     }
@@ -158,6 +159,7 @@ impl Test {
         catalog: &Arc<Catalog>,
     ) -> Result<(), RuntimeError> {
         let stream = name_or_first(catalog, self.stream.as_ref())?;
+        let trying = Spinner::new(global, "trying the records");
         let mut records = Vec::new();
         for file in &self.files {
             records.extend(read(config, stream_of(catalog, &stream)?, file)?);
@@ -169,6 +171,7 @@ impl Test {
             SystemClock::default().now(),
             self.is_final,
         )?;
+        drop(trying);
         if let Some(text) = disorder::notice(&catalog.streams[&stream], &counted) {
             eprintln!("weir: {text}");
         }
@@ -196,7 +199,12 @@ fn stream_of<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a Arc<Stream>, Ru
 }
 
 /// Runs the cases of a suite, and prints a line for each.
-fn run_suite(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(), RuntimeError> {
+fn run_suite(
+    global: &Global,
+    config: &Config,
+    catalog: &Arc<Catalog>,
+    path: &Path,
+) -> Result<(), RuntimeError> {
     let wrong = |e: String| RuntimeError::Config(format!("{}: {e}", path.display()));
     let text = std::fs::read_to_string(path)
         .map_err(|e| wrong(format!("{e}; name a file with [[test]] tables")))?;
@@ -209,6 +217,7 @@ fn run_suite(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(),
     }
     let mut failed = 0;
     for case in &suite.test {
+        let trying = Spinner::new(global, format!("trying {}", case.name));
         let stream = name_or_first(catalog, case.stream.as_ref())?;
         let mut records: Vec<Vec<u8>> = case
             .records
@@ -229,6 +238,7 @@ fn run_suite(config: &Config, catalog: &Arc<Catalog>, path: &Path) -> Result<(),
             SystemClock::default().now(),
             case.is_final,
         )?;
+        drop(trying);
         let mut differences = Vec::new();
         compare(&json!(case.expect), &found, "", &mut differences);
         println!(

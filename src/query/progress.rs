@@ -15,6 +15,7 @@ use crate::ids::{PartitionId, TableId, ViewId};
 use crate::operators::{
     Operators, PartitionState, StreamProgress, WaitingPartition, WindowProgress,
 };
+use crate::views::driver::Status;
 
 /// Frames whose arrival times are remembered, for the age of the oldest record that an answer lacks.
 const MAX_ARRIVALS: usize = 20_000;
@@ -51,6 +52,7 @@ pub struct MissingRecords {
 pub struct PipelineProgress {
     inner: Mutex<Inner>,
     operators: OnceLock<Arc<Mutex<Operators>>>,
+    views: OnceLock<BTreeMap<ViewId, Arc<Status>>>,
     sources: Mutex<BTreeMap<String, SharedHealth>>,
     sinks: Mutex<BTreeMap<String, SharedSinkHealth>>,
     /// Missing records by view, counted once when the data folder is read offline.
@@ -83,6 +85,16 @@ impl PipelineProgress {
     /// Sets the operators whose open windows and sessions are shown.
     pub(crate) fn attach_operators(&self, operators: Arc<Mutex<Operators>>) {
         let _ = self.operators.set(operators);
+    }
+
+    /// Sets the running views.
+    pub(crate) fn attach_views(&self, views: BTreeMap<ViewId, Arc<Status>>) {
+        let _ = self.views.set(views);
+    }
+
+    /// What a view does and why it fails; none without a process that runs it.
+    pub(crate) fn view_state(&self, view: &ViewId) -> Option<(&'static str, Option<String>)> {
+        self.views.get()?.get(view).map(|status| status.state())
     }
 
     /// The rows of a table's open windows or sessions, and the LSN that they reach; `None` without

@@ -41,8 +41,13 @@ pub async fn windows(
             .map(|w| w.name.as_str())
             .collect::<Vec<_>>()
             .join(", ");
+        let known = if known.is_empty() {
+            "no window is declared".to_owned()
+        } else {
+            format!("available: {known}")
+        };
         return Err(QueryError::NotFound(format!(
-            "the window `{name}` does not exist; available: {known}"
+            "the window `{name}` does not exist; {known}"
         )));
     }
     let from = from.map(|t| format!("window_start >= timestamp '{}'", rfc3339(t)));

@@ -20,7 +20,7 @@ pub(crate) enum MetricKind {
 use MetricKind::{Counter, Gauge, Histogram};
 
 /// Every metric, with what it is: the `# HELP` lines of `/metrics`, and the reference in `docs`.
-pub(crate) const METRICS: [(&str, MetricKind, &str); 31] = [
+pub(crate) const METRICS: [(&str, MetricKind, &str); 33] = [
     (
         "weir_log_synced_lsn",
         Gauge,
@@ -76,6 +76,16 @@ pub(crate) const METRICS: [(&str, MetricKind, &str); 31] = [
         "weir_abandoned_sessions_total",
         Counter,
         "Sessions that were closed early, for lack of room.",
+    ),
+    (
+        "weir_source_received_total",
+        Counter,
+        "Records that a source has added to the log since the start; POSTs are the source `http`.",
+    ),
+    (
+        "weir_source_rejected_total",
+        Counter,
+        "Those among them that became dead letters.",
     ),
     (
         "weir_source_state",

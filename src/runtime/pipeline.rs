@@ -96,6 +96,8 @@ impl Pipeline {
         let writer = start_writer(context, wal, catalog, &handles.progress);
         let operators = Arc::new(Mutex::new(operators));
         handles.progress.attach_operators(operators.clone());
+        let ids_and_statuses = view_ids.iter().cloned().zip(statuses.iter().cloned());
+        handles.progress.attach_views(ids_and_statuses.collect());
         let (ready, resume) = channel();
         let retention_lock = Arc::new(Mutex::new(()));
         let intake = writer.ingest.intake();
@@ -196,6 +198,8 @@ fn start_writer(
         progress.note_synced(header.last_lsn(), header.received_at);
         if header.kind == Kind::Record {
             let records = u64::from(header.count);
+            metrics::counter!("weir_source_received_total", "source" => header.source.clone())
+                .increment(records);
             progress.note_records(&header.stream, records, header.received_at);
         }
     };
@@ -470,7 +474,12 @@ impl OperatorStage {
         committed: &Receiver<CommittedFrame>,
     ) -> Result<(), RuntimeError> {
         while let Some(frame) = self.next(committed)? {
-            self.apply(&frame)?;
+            let rejected = self.apply(&frame)?;
+            let Header { kind, source, .. } = &frame.frame.header;
+            if *kind == Kind::Record && rejected > 0 {
+                metrics::counter!("weir_source_rejected_total", "source" => source.clone())
+                    .increment(rejected as u64);
+            }
             if self.relieved.elapsed() >= TRIM_INTERVAL {
                 self.relieve()?;
             }
@@ -484,7 +493,8 @@ impl OperatorStage {
         Ok(())
     }
 
-    fn apply(&mut self, committed: &CommittedFrame) -> Result<(), RuntimeError> {
+    /// Returns how many records of the frame became dead letters.
+    fn apply(&mut self, committed: &CommittedFrame) -> Result<usize, RuntimeError> {
         panic_if_asked("operators");
         self.log_bytes += committed.frame.block.len() as u64;
         let (output, streams) = {
@@ -495,9 +505,10 @@ impl OperatorStage {
         if !output.retention_floors.is_empty() {
             self.handles.raise_floors(&output.retention_floors);
         }
+        let rejected = output.dead_letters.len();
         self.ring.push(Arc::new(output));
         self.progress.set_streams(streams);
-        Ok(())
+        Ok(rejected)
     }
 
     /// The next frame. State that changes less often than rows arrive is published while none waits,

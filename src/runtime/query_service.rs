@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 use super::notes;
 use crate::clock::Clock;
 use crate::config::units::{parse_distance, parse_time};
-use crate::event::{is_place, rfc3339};
+use crate::event::{Lsn, is_place, rfc3339};
+use crate::ids::ViewId;
 use crate::query::count::{CountQuery, count};
 use crate::query::encode::Format;
 use crate::query::nearby::{NearbyQuery, nearby};
-use crate::query::search::{SearchQuery, Sort, search};
+use crate::query::search::{FacetQuery, SearchQuery, Sort, facets, search};
 use crate::query::spool::{SpooledAnswer, Spools};
 use crate::query::sql::{SqlAnswer, SqlEngine};
 use crate::query::windows::{WindowsQuery, windows};
@@ -110,6 +111,19 @@ impl ParamReader<'_> {
         Ok(limit.unwrap_or(default))
     }
 
+    /// What is searched for: words, times and a place.
+    fn searched(&self) -> Result<SearchQuery, QueryError> {
+        Ok(SearchQuery {
+            stream: self.text("stream"),
+            text: self.text("q").unwrap_or_default(),
+            from: self.time("from")?,
+            to: self.time("to")?,
+            near: self.read("near", parse_place)?,
+            within_m: self.read("within", parse_distance)?,
+            ..SearchQuery::default()
+        })
+    }
+
     fn flag(&self, name: &str) -> Result<bool, QueryError> {
         let flag = self.read(name, |text| {
             text.parse::<bool>()
@@ -169,8 +183,6 @@ impl QueryService {
             "q", "stream", "sort", "limit", "from", "to", "near", "within", "after",
         ])?;
         let query = SearchQuery {
-            stream: reader.text("stream"),
-            text: reader.text("q").unwrap_or_default(),
             sort: reader
                 .read("sort", |text| match text {
                     "time" => Ok(Sort::Time),
@@ -179,11 +191,8 @@ impl QueryService {
                 })?
                 .unwrap_or_default(),
             limit: reader.limit(20)?,
-            from: reader.time("from")?,
-            to: reader.time("to")?,
-            near: reader.read("near", parse_place)?,
-            within_m: reader.read("within", parse_distance)?,
             after: reader.text("after"),
+            ..reader.searched()?
         };
         search(
             &query,
@@ -193,6 +202,28 @@ impl QueryService {
             reader.now,
         )
         .await
+    }
+
+    /// `q, stream, columns, where, limit, from, to, near, within`
+    pub async fn facets(&self, params: &Params) -> Result<SpooledAnswer, QueryError> {
+        let _timer = QueryTimer::new("facets");
+        let reader = self.reader(params);
+        reader.check_names(&[
+            "q", "stream", "columns", "where", "limit", "from", "to", "near", "within",
+        ])?;
+        let columns = reader.text("columns").unwrap_or_default();
+        let columns = columns.split(',').map(str::trim).filter(|c| !c.is_empty());
+        let filters = reader.read("where", |text| {
+            serde_json::from_str::<Vec<(String, Value)>>(text)
+                .map_err(|_| format!("`{text}` is not a list of [\"COLUMN\", VALUE]"))
+        })?;
+        let query = FacetQuery {
+            search: reader.searched()?,
+            columns: columns.map(str::to_owned).collect(),
+            filters: filters.unwrap_or_default(),
+            values: reader.limit(10)?,
+        };
+        facets(&query, &self.handles, &self.spools, reader.now).await
     }
 
     /// `lat, lon, stream, limit, within`
@@ -256,11 +287,25 @@ impl QueryService {
             .await
     }
 
+    /// Per view, how far it is, what it does and why it fails.
+    fn views(&self, synced: Lsn) -> Vec<Value> {
+        let show = |(view, lsn): (ViewId, Lsn)| {
+            let (state, reason) = self.handles.progress.view_state(&view).unzip();
+            json!({
+                "view": view,
+                "lsn": lsn,
+                "lag": synced.saturating_sub(lsn),
+                "state": state,
+                "reason": reason.flatten(),
+            })
+        };
+        self.handles.checkpoints().into_iter().map(show).collect()
+    }
+
     /// How far sources, streams and views are.
     pub fn status(&self) -> Value {
         let progress = &self.handles.progress;
         let synced = progress.synced_lsn();
-        let views = self.handles.checkpoints();
         let streams: BTreeMap<String, Value> = progress
             .streams()
             .into_iter()
@@ -311,7 +356,7 @@ impl QueryService {
         json!({
             "synced_lsn": synced,
             "streams": streams,
-            "views": views.iter().map(|(view, lsn)| json!({"view": view, "lsn": lsn, "lag": synced.saturating_sub(*lsn)})).collect::<Vec<_>>(),
+            "views": self.views(synced),
             "sources": sources,
             "sinks": sinks,
             "gaps": progress.gaps().len(),

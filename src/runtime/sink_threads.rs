@@ -48,6 +48,9 @@ impl SinkControls {
     }
 
     fn names(&self) -> String {
+        if self.0.is_empty() {
+            return "none, as the configuration declares no sink".into();
+        }
         self.0.keys().cloned().collect::<Vec<_>>().join(", ")
     }
 }

@@ -19,6 +19,7 @@ mod stream;
 mod strict;
 pub(crate) mod types;
 pub(crate) mod window;
+mod wording;
 
 pub(crate) use crate::config::zone;
 pub(crate) use crate::config::{

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use datafusion::common::SchemaError;
+use datafusion::common::{Diagnostic, SchemaError};
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::Spanned;
 use datafusion::sql::sqlparser::tokenizer::{
@@ -11,7 +11,11 @@ use datafusion::sql::sqlparser::tokenizer::{
 
 use super::dialect::WeirDialect;
 use super::hints;
+use super::wording::{self, Mention};
 use crate::config::Location;
+
+/// The planner's diagnostic of operands whose types do not fit.
+const INCOMPATIBLE_TYPES: &str = "expressions have incompatible types";
 
 /// What is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub struct PlanError {
     /// Candidates for the location: [`Self::locate_in`] takes the first word that occurs in the
     /// text. Plans have lost the locations of what they were made from.
     words: Vec<String>,
+    /// What the planner's message is about: after the words, the first that occurs once.
+    mentions: Vec<Mention>,
 }
 
 impl From<String> for PlanError {
@@ -31,6 +37,7 @@ impl From<String> for PlanError {
             message,
             at: None,
             words: Vec::new(),
+            mentions: Vec::new(),
         }
     }
 }
@@ -63,9 +70,8 @@ impl PlanError {
     pub fn at_words(words: &[&str], message: impl Into<String>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
         Self {
-            message: message.into(),
-            at: None,
             words,
+            ..Self::from(message.into())
         }
     }
 
@@ -95,29 +101,16 @@ impl PlanError {
     pub fn from_planner(error: &DataFusionError) -> Self {
         let error = error.iter().next().unwrap_or(error);
         let (text, mut at) = match error.diagnostic() {
-            Some(diagnostic) => {
-                let help = diagnostic
-                    .helps
-                    .first()
-                    .map_or(String::new(), |h| format!("; {}", h.message));
-                let at = diagnostic
-                    .span
-                    .map(|span| span.start)
-                    .filter(|start| start.line > 0);
-                let at = at.map(|at| Location {
-                    line: at.line as usize,
-                    column: at.column as usize,
-                });
-                (format!("{}{help}", diagnostic.message), at)
-            }
+            Some(diagnostic) => diagnosed(error, diagnostic),
             None => match error.find_root() {
                 DataFusionError::SQL(parser, _) => (parser.to_string(), None),
                 DataFusionError::External(exceeded) => (exceeded.to_string(), None),
                 other => (other.message().into_owned(), None),
             },
         };
-        let text = improve_message(error).unwrap_or(text);
-        let mut message = text.strip_prefix("sql parser error: ").unwrap_or(&text);
+        let worded = wording::reword(&text);
+        let text = improve_message(error).unwrap_or(worded.message);
+        let mut message = text.as_str();
         // The parser ends its message with the location.
         if let Some((before, place)) = message.rsplit_once(" at Line: ")
             && let Some((line, column)) = place.split_once(", Column: ")
@@ -129,6 +122,7 @@ impl PlanError {
             message: without_syntax_tree(message).to_owned(),
             at,
             words: Vec::new(),
+            mentions: worded.mentions,
         }
     }
 
@@ -140,10 +134,16 @@ impl PlanError {
         }
     }
 
-    /// Finds its words in the SQL, unless its location is known already.
+    /// Finds its words in the SQL, or what the planner's message is about, unless its location is
+    /// known already.
     pub fn locate_in(mut self, sql: &str) -> Self {
         if self.at.is_none() {
             self.at = self.words.iter().find_map(|word| find(sql, word));
+        }
+        if self.at.is_none() && !self.mentions.is_empty() {
+            let tokens = tokens(sql);
+            let mut mentions = self.mentions.iter();
+            self.at = mentions.find_map(|mention| location(mention.locate(sql, &tokens)?));
         }
         self
     }
@@ -173,6 +173,29 @@ impl PlanError {
         }
         self
     }
+}
+
+/// The text and the location of a diagnostic. That of operands does not name their types, which
+/// the error that it belongs to does.
+fn diagnosed(error: &DataFusionError, diagnostic: &Diagnostic) -> (String, Option<Location>) {
+    let help = diagnostic
+        .helps
+        .first()
+        .map_or(String::new(), |h| format!("; {}", h.message));
+    let at = diagnostic
+        .span
+        .map(|span| span.start)
+        .filter(|start| start.line > 0);
+    let at = at.map(|at| Location {
+        line: at.line as usize,
+        column: at.column as usize,
+    });
+    let text = if diagnostic.message == INCOMPATIBLE_TYPES {
+        error.find_root().message().into_owned()
+    } else {
+        format!("{}{help}", diagnostic.message)
+    };
+    (text, at)
 }
 
 /// A better message than the planner's, if there is one: for an unknown name, what to write.

@@ -190,6 +190,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(intake::post_events))
         .routes(routes!(routes::count))
         .routes(routes!(routes::search))
+        .routes(routes!(routes::search_facets))
         .routes(routes!(routes::nearby))
         .routes(routes!(routes::windows))
         .routes(routes!(routes::status))

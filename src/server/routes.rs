@@ -103,6 +103,25 @@ pub async fn search(State(app): State<App>, Query(params): Params) -> Result<Res
     Ok(respond(JSON, app.0.parts.queries.search(&params).await?))
 }
 
+/// The most frequent values of some columns among the hits of a search. Of its `total` hits the
+/// newest `counted` are read, at most 50,000; `matching` of them pass `where`. `distinct` is how many
+/// different values a column has; if there were too many to count, `complete` is false.
+#[utoipa::path(get, path = "/api/v1/search/facets", params(("q" = String, Query), ("stream" = Option<String>, Query),
+    ("columns" = String, Query, description = "Columns of the stream's table, with commas between them, at most 16"),
+    ("where" = Option<String>, Query,
+        description = "Only hits with these values: JSON, `[[\"COLUMN\", VALUE], …]`; of a list, one item must be the value"),
+    ("limit" = Option<usize>, Query, description = "Values of a column, at most 100 [default: 10]"),
+    ("from" = Option<String>, Query), ("to" = Option<String>, Query),
+    ("near" = Option<String>, Query), ("within" = Option<String>, Query)),
+    responses((status = 200, description = "{total, counted, matching, facets: [{column, distinct, complete, values: [{value, n}]}], as_of}"),
+        (status = 400), (status = 404)))]
+pub async fn search_facets(
+    State(app): State<App>,
+    Query(params): Params,
+) -> Result<Response, ApiError> {
+    Ok(respond(JSON, app.0.parts.queries.facets(&params).await?))
+}
+
 /// The venues nearest to a place.
 #[utoipa::path(get, path = "/api/v1/nearby", params(("lat" = f64, Query), ("lon" = f64, Query), ("stream" = Option<String>, Query),
     ("limit" = Option<usize>, Query), ("within" = Option<String>, Query)),
@@ -125,7 +144,7 @@ pub async fn windows(
 }
 
 /// Progress of the log and the views.
-#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "{synced_lsn, streams, views, gaps}")))]
+#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "{synced_lsn, streams, views, sources, sinks, gaps, notes}")))]
 pub async fn status(State(app): State<App>) -> Json<Value> {
     Json(app.0.parts.queries.status())
 }

@@ -73,6 +73,15 @@ impl Status {
         self.applied.store(view.applied(), Ordering::Release);
     }
 
+    /// What the view does, as the API names it, and why it fails, if it does.
+    pub fn state(&self) -> (&'static str, Option<String>) {
+        match self.failure() {
+            Some(failure) => ("retrying", Some(failure)),
+            None if self.is_catching_up() => ("catching_up", None),
+            None => ("running", None),
+        }
+    }
+
     fn set_failure(&self, failure: Option<String>) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
@@ -256,5 +265,15 @@ mod tests {
     fn retries_wait_longer_up_to_a_limit() {
         let waits = [0, 1, 2, 7, 8, u32::MAX].map(|tries| backoff(tries).as_millis());
         assert_eq!(waits, [200, 400, 800, 25_600, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_view_that_fails_while_it_catches_up_is_retrying() {
+        let status = Status::default();
+        assert_eq!(status.state(), ("running", None));
+        status.set_catching_up(true);
+        assert_eq!(status.state(), ("catching_up", None));
+        status.set_failure(Some("full".into()));
+        assert_eq!(status.state(), ("retrying", Some("full".into())));
     }
 }

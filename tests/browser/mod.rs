@@ -2,6 +2,7 @@
 //! server; what is hostile stays text; a server that comes back is picked up.
 
 mod driver;
+mod pipeline;
 mod places;
 mod statements;
 mod visitors;

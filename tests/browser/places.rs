@@ -1,11 +1,13 @@
-//! The map and the search: a place and values filter, pages follow one another, and a record is
-//! shown as it was received.
+//! The map and the search: a place and values filter, values are counted, pages follow one another,
+//! a search waits for its index, and a record is shown as it was received.
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{driver, open, served};
-use crate::server::Server;
-use crate::support::wait_until;
+use super::{driver, open, recent, served};
+use crate::server::{Server, start};
+use crate::support::{HTTP_ONLY, TestFolder, ndjson, wait_until};
 
 /// The number in the only row of a statement.
 fn number(server: &Server, query: &str) -> u64 {
@@ -79,6 +81,7 @@ fn values_filter_a_search_and_pages_follow_one_another() {
     assert_eq!(distinct, 75, "no event is on two pages");
     let facet = "[...document.querySelectorAll('#facets [data-test=facet]')]\
                  .find((value) => value.textContent === 'no')";
+    browser.wait(facet);
     browser.run(&format!("{facet}.click()"));
     browser.wait_for_text("#search-filters", "response: no");
     let answers = "[...document.querySelectorAll('#hits [data-test=hit] .tag')]\
@@ -116,5 +119,132 @@ fn a_hit_shows_its_record_as_it_was_received() {
         serde_json::from_str(text.as_str().expect("text")).expect("JSON")
     };
     assert_eq!(parse(&shown), parse(&rows[0]["bytes"]));
+    server.stop();
+}
+
+#[test]
+fn values_are_counted_over_all_hits() {
+    let (_folder, server) = served();
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    let find = |words: &str| server.get(&format!("/api/v1/search?limit=1&q={words}")).1;
+    wait_until("the index has the events", || {
+        find("m*")["as_of"]["pending"] == 0
+    });
+    let words = ["m*", "m*%20country:us"];
+    let words = words.map(|words| find(words)["total"].as_u64().expect("a number"));
+    let rows = ["true", "country = 'us'"];
+    let rows = rows.map(|c| number(&server, &format!("select count(*) from rsvps where {c}")));
+    for (section, [all, of_country]) in [("#/search?q=m*", words), ("#/search", rows)] {
+        assert!(all > 25, "{section} has more than a page");
+        browser.open("about:blank");
+        open(&browser, &server, section);
+        browser.wait_for_text("#facets", &format!("Values in all {all} hits"));
+        let shown = "[...document.querySelectorAll('#facets [data-column=country] li')]\
+                     .find((item) => item.querySelector('button').textContent === 'us')\
+                     .querySelector('.bar-n').textContent";
+        assert_eq!(browser.value(shown), of_country.to_string(), "{section}");
+    }
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+#[test]
+fn a_place_filters_by_distance() {
+    let folder = TestFolder::new("");
+    folder.configure(HTTP_ONLY);
+    let server = start(&folder);
+    // In the middle, within 5 km of it, and in a corner of the square around that circle.
+    let places = [(50.0, 10.0), (50.04, 10.0), (50.035, 10.055)];
+    let mut events = recent(places.len());
+    for (event, (lat, lon)) in events.iter_mut().zip(places) {
+        event["venue"] = json!({"venue_id": 1, "venue_name": "V", "lat": lat, "lon": lon});
+        event["event"]["event_name"] = json!("zebra");
+    }
+    assert_eq!(server.post(&[], &ndjson(&events)).0, 200);
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    open(&browser, &server, "#/overview");
+    browser.wait_for_text("[data-panel=types]", "3 in total");
+    browser.run(
+        "import('/assets/state.js').then(async (state) => {
+            state.setPlace({ lat: 50, lon: 10, km: 5 });
+            window.condition = await state.placeCondition();
+        });",
+    );
+    browser.wait("window.condition");
+    let condition = browser.value("window.condition");
+    let condition = condition.as_str().expect("text");
+    let statement = format!("select count(*) from rsvps where {condition}");
+    assert_eq!(number(&server, &statement), 2);
+    browser.wait_for_text("[data-panel=types]", "2 in this place");
+    for (section, status) in [
+        ("#/search", "2 events"),
+        ("#/search?q=zebra", "2 of 2 hits"),
+    ] {
+        browser.run(&format!("location.hash = '{section}'"));
+        browser.wait_for_text("#search-status", status);
+        browser.wait_for_text("#facets", "Values in all 2 hits");
+        assert_eq!(browser.value(HITS), 2, "{section}");
+    }
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+/// While `window.isReady` is not set, the index seems to be empty and 7 records behind the log.
+const BEHIND: &str = "
+    const fetched = window.fetch;
+    window.asked = 0;
+    window.fetch = async (path, options) => {
+        if (!String(path).startsWith('/api/v1/search?')) return fetched(path, options);
+        window.asked += 1;
+        if (window.isReady) return fetched(path, options);
+        const answer = { hits: [], total: 0, next: null, as_of: { lsn: 0, pending: 7 } };
+        return new Response(JSON.stringify(answer));
+    };";
+
+#[test]
+fn a_search_is_repeated_until_its_index_has_the_records() {
+    let (_folder, server) = served();
+    let mut event = recent(1).remove(0);
+    event["rsvp_id"] = json!(77_000_004);
+    event["event"]["event_name"] = json!("zebra");
+    assert_eq!(server.post(&[], &ndjson(&[event])).0, 200);
+    wait_until("the index has the event", || {
+        server.get("/api/v1/search?q=zebra").1["total"] == 1
+    });
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    browser.run_in_new_pages(BEHIND);
+    open(&browser, &server, "#/search?q=zebra");
+    browser.wait_for_text(
+        "#search-status",
+        "waiting for the index, which is 7 records",
+    );
+    browser.wait_for_text("#hits", "Nothing found yet.");
+    browser.wait("window.asked > 2");
+    browser.run("window.isReady = true");
+    browser.wait(&format!("{HITS} === 1"));
+    browser.wait("document.querySelector('#search-status').textContent === '1 of 1 hits'");
+    let asked = || browser.value("window.asked").as_u64().expect("a number");
+    let is_still = |reason: &str| {
+        let before = asked();
+        std::thread::sleep(Duration::from_millis(1_500));
+        assert_eq!(asked(), before, "{reason}");
+    };
+    is_still("the index has what was asked for");
+    let before = asked();
+    browser.run("window.isReady = false; location.hash = '#/search?q=other'");
+    browser.wait(&format!("window.asked > {before}"));
+    browser.run("location.hash = '#/pipeline'");
+    browser.wait("document.querySelector('#search').hidden");
+    is_still("the section was left");
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
     server.stop();
 }

@@ -109,6 +109,43 @@ fn leaving_the_section_ends_the_statement_on_the_server() {
     assert_eq!(ask(), 409);
     browser.run("location.hash = '#/pipeline'");
     wait_until("the statement has ended", || ask() == 200);
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+#[test]
+fn leaving_the_section_as_a_statement_ends_is_not_an_error() {
+    let (_folder, server) = served();
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    open(&browser, &server, "#/sql?q=");
+    browser.wait("document.querySelector('#sql textarea')");
+    // The server has answered, and the page has not read the answer yet.
+    browser.run(
+        "const fetched = window.fetch;
+        window.fetch = async (path, options) => {
+            const answer = await fetched(path, options);
+            if (path === '/api/v1/sql' && options.body.includes('as last')) {
+                location.hash = '#/pipeline';
+                await new Promise((resolve) => setTimeout(resolve, 200));
+                window.isAnswered = true;
+            }
+            return answer;
+        };
+        document.querySelector('#sql textarea').value = 'select 1 as last';
+        document.querySelector('#sql [data-test=run]').click();",
+    );
+    browser.wait("window.isAnswered && document.querySelector('#flow [data-node=log]')");
+    let requests = browser.requests();
+    let of_ids: Vec<&String> = requests
+        .iter()
+        .filter(|url| url.contains("/sql/"))
+        .collect();
+    assert!(of_ids.is_empty(), "{of_ids:?}");
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
     server.stop();
 }
 

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use reqwest::StatusCode;
 
 use self::kafka::{TopicAddress, TopicProducer};
+use super::client;
 use super::progress::{Progress, Unit, line};
 use super::{Global, output, tokio_runtime};
 use crate::generator::PATH;
@@ -34,7 +36,7 @@ pub struct Destination {
     /// venue.venue_id. A record without it has no key.
     #[arg(long, value_name = "FIELD", requires = "to")]
     key: Option<String>,
-    /// Send to this address by HTTP POST, 1,000 records at a time.
+    /// Send to this address by HTTP POST, 1,000 records at a time, with the token in WEIR_TOKEN.
     #[arg(long, value_name = "URL", conflicts_with = "serve")]
     post: Option<String>,
     /// Serve a websocket, NDJSON and server-sent events at /2/… of this address.
@@ -191,19 +193,88 @@ impl Output {
                 if body.is_empty() {
                     return Ok(());
                 }
-                let sent = runtime.block_on(async {
-                    let request = client
-                        .post(url.as_str())
-                        .header("content-type", "application/x-ndjson")
-                        .body(body);
-                    request.send().await?.error_for_status()
-                });
-                sent.map(drop).map_err(|e| {
-                    RuntimeError::Failed(format!(
-                        "{e}; check that a server listens there and accepts these records, for example by `weir status`"
-                    ))
-                })
+                runtime.block_on(post(client, url, body))
             }
+        }
+    }
+}
+
+/// Sends records, with the token of the environment.
+async fn post(client: &reqwest::Client, url: &str, body: Vec<u8>) -> Result<(), RuntimeError> {
+    let failed = |e: reqwest::Error| {
+        RuntimeError::Failed(format!(
+            "{e}; check that a server listens there, for example by `weir status`"
+        ))
+    };
+    let request = client
+        .post(url)
+        .header("content-type", "application/x-ndjson")
+        .body(body);
+    let request = match client::token() {
+        Some(token) => request.bearer_auth(token),
+        None => request,
+    };
+    let response = request.send().await.map_err(failed)?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    // Without a body the status has to do.
+    let body = response.bytes().await.unwrap_or_default();
+    Err(RuntimeError::Failed(refused(url, status, &body)))
+}
+
+/// Why a server did not take records, from its answer, and what to do.
+fn refused(url: &str, status: StatusCode, body: &[u8]) -> String {
+    let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let reason = answer["error"]["message"].as_str().unwrap_or_default();
+    let reason = if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    };
+    let step = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            "; set WEIR_TOKEN to a token that may write, which `weir token create` creates"
+        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            "; the path to post to is /api/v1/streams/STREAM/events"
+        }
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            "; try again in a moment"
+        }
+        status if status.is_redirection() => "; post to the address that it names",
+        status if status.is_server_error() => "; the server's log has more",
+        _ => "",
+    };
+    format!("{url}: the server answered {status}{reason}{step}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_its_reason_and_the_next_step() {
+        let body = br#"{"error": {"code": "unauthorized", "message": "a token is missing"}}"#;
+        for (status, body, expected) in [
+            (
+                StatusCode::UNAUTHORIZED,
+                &body[..],
+                "http://a: the server answered 401 Unauthorized: a token is missing; set WEIR_TOKEN to a token that may write, which `weir token create` creates",
+            ),
+            (
+                StatusCode::FORBIDDEN,
+                b"",
+                "http://a: the server answered 403 Forbidden; set WEIR_TOKEN to a token that may write, which `weir token create` creates",
+            ),
+            (
+                StatusCode::BAD_REQUEST,
+                b"not JSON",
+                "http://a: the server answered 400 Bad Request",
+            ),
+        ] {
+            assert_eq!(refused("http://a", status, body), expected);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Asks the server for what `weir top` shows, once a second; one that is gone is looked for again.
+//! Asks the server for what `weir top` shows, once a second, and follows its overview; one that is
+//! gone is looked for again.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::model::{self, Counts, Snapshot};
+use super::panels::{EventReader, Panels};
 use crate::cli::client::Server;
 use crate::config::Config;
 use crate::runtime::RuntimeError;
@@ -17,6 +19,8 @@ use crate::runtime::query_service::Params;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long it may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the overview may be silent: the server sends a comment every ten seconds.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// Rows of a window that are asked for.
 const WINDOW_ROWS: usize = 1_000;
 
@@ -163,6 +167,50 @@ pub async fn follow(
             return;
         }
     }
+}
+
+/// Follows the overview of a stream, again and again, until the receiver is gone.
+pub async fn follow_overview(
+    config: Config,
+    stream: Option<String>,
+    mut minutes: watch::Receiver<u32>,
+    panels: watch::Sender<Panels>,
+) {
+    while !panels.is_closed() {
+        let chosen = *minutes.borrow_and_update();
+        let read = tokio::select! {
+            read = read_overview(&config, stream.as_deref(), chosen, &panels) => read,
+            changed = minutes.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        if let Err(error) = read {
+            panels.send_modify(|panels| panels.missing = Some(error.to_string()));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Takes the overview's events until it ends.
+async fn read_overview(
+    config: &Config,
+    stream: Option<&str>,
+    minutes: u32,
+    panels: &watch::Sender<Panels>,
+) -> Result<(), RuntimeError> {
+    let missing = || RuntimeError::Failed("the server does not answer".into());
+    let server = Server::find(config).await.ok_or_else(missing)?;
+    let mut params = Params::from([("minutes".to_owned(), minutes.to_string())]);
+    params.extend(stream.map(|stream| ("stream".to_owned(), stream.to_owned())));
+    let mut response = server.open("overview", &params).await?;
+    let mut events = EventReader::default();
+    while let Ok(Ok(Some(bytes))) = tokio::time::timeout(MAX_SILENCE, response.chunk()).await {
+        for event in events.push(&bytes) {
+            panels.send_modify(|panels| panels.take(&event));
+        }
+    }
+    Ok(())
 }
 
 async fn next(config: &Config, feed: &mut Option<Feed>, choice: &Choice) -> Update {

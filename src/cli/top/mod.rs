@@ -2,6 +2,7 @@
 
 mod feed;
 mod model;
+mod panels;
 mod view;
 
 use std::io::IsTerminal;
@@ -15,7 +16,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::feed::{Choice, Feed, Update};
-use self::model::Model;
+use self::model::{Model, Subject};
+use self::panels::{MINUTES, Panels, next_minutes};
 use self::view::Theme;
 use super::{Global, tokio_runtime};
 use crate::runtime::{RuntimeError, stop_signal};
@@ -28,13 +30,15 @@ const MAX_FRAME: Duration = Duration::from_secs(1);
 /// Updates that wait for the screen.
 const QUEUE_LEN: usize = 4;
 
-/// Shows the running server: rates, counts, a window's top rows, and what lags or fails.
+/// Shows the running server: rates, counts, a window's top rows, the panels of its overview, and
+/// what lags or fails.
 #[derive(Debug, Args)]
 pub struct Top {
     /// The stream whose events are counted by type [default: the first].
     #[arg(long)]
     stream: Option<String>,
-    /// The window whose rows are shown [default: the first]; Tab shows the next one.
+    /// The window whose rows are shown [default: the first]; Tab shows the next one, then the
+    /// panels of the overview.
     #[arg(long)]
     window: Option<String>,
 }
@@ -59,12 +63,30 @@ impl Top {
         let stop = stop_signal(&runtime);
         let (choose, chosen) = watch::channel(choice);
         let (send, updates) = sync_channel(QUEUE_LEN);
+        let (choose_minutes, minutes) = watch::channel(MINUTES[0]);
+        let (send_panels, panels) = watch::channel(Panels::default());
+        let stream = self.stream.clone();
+        runtime.spawn(feed::follow_overview(
+            config.clone(),
+            stream,
+            minutes,
+            send_panels,
+        ));
         runtime.spawn(feed::follow(config, feed, chosen, send));
         let failed = |e: std::io::Error| {
             RuntimeError::Failed(format!("the terminal: {e}; `weir status` needs none"))
         };
         let mut terminal = ratatui::try_init().map_err(failed)?;
-        let shown = Screen::new(choose, updates).show(&mut terminal, &stop);
+        let mut screen = Screen {
+            model: Model::default(),
+            theme: Theme::new(std::env::var_os("NO_COLOR").is_none()),
+            started: Instant::now(),
+            choose,
+            choose_minutes,
+            updates,
+            panels,
+        };
+        let shown = screen.show(&mut terminal, &stop);
         ratatui::restore();
         // Requests that still run are of no use to anyone.
         runtime.shutdown_background();
@@ -78,20 +100,12 @@ struct Screen {
     theme: Theme,
     started: Instant,
     choose: watch::Sender<Choice>,
+    choose_minutes: watch::Sender<u32>,
     updates: Receiver<Update>,
+    panels: watch::Receiver<Panels>,
 }
 
 impl Screen {
-    fn new(choose: watch::Sender<Choice>, updates: Receiver<Update>) -> Self {
-        Self {
-            model: Model::default(),
-            theme: Theme::new(std::env::var_os("NO_COLOR").is_none()),
-            started: Instant::now(),
-            choose,
-            updates,
-        }
-    }
-
     /// Draws until a key or a signal ends it.
     fn show(
         &mut self,
@@ -114,7 +128,13 @@ impl Screen {
             match event::read()? {
                 Event::Key(key) if key.kind != KeyEventKind::Release => match action(key) {
                     Some(Action::Quit) => return Ok(()),
-                    Some(Action::NextWindow) => self.choose_next_window(),
+                    Some(Action::NextSubject) => {
+                        self.choose_next_subject();
+                        is_changed = true;
+                    }
+                    Some(Action::NextMinutes) => self
+                        .choose_minutes
+                        .send_modify(|minutes| *minutes = next_minutes(*minutes)),
                     None => {}
                 },
                 Event::Resize(..) => is_changed = true,
@@ -134,19 +154,21 @@ impl Screen {
             }
             is_changed = true;
         }
+        if self.panels.has_changed().unwrap_or(false) {
+            self.model.panels = self.panels.borrow_and_update().clone();
+            is_changed = true;
+        }
         is_changed
     }
 
-    fn choose_next_window(&self) {
-        let Some(snapshot) = self.model.snapshot() else {
-            return;
-        };
-        let windows = &snapshot.windows;
-        let shown = snapshot.window.as_ref().map(|window| &window.name);
-        let at = windows.iter().position(|name| Some(name) == shown);
-        let next = windows.get(at.map_or(0, |at| (at + 1) % windows.len()));
-        if let Some(next) = next.cloned() {
-            self.choose.send_modify(|choice| choice.window = Some(next));
+    fn choose_next_subject(&mut self) {
+        match self.model.next_subject() {
+            Some(Subject::Window(name)) => {
+                self.model.choose(None);
+                self.choose.send_modify(|choice| choice.window = Some(name));
+            }
+            Some(Subject::Panel(id)) => self.model.choose(Some(id)),
+            None => {}
         }
     }
 }
@@ -155,7 +177,8 @@ impl Screen {
 #[derive(Debug, PartialEq, Eq)]
 enum Action {
     Quit,
-    NextWindow,
+    NextSubject,
+    NextMinutes,
 }
 
 fn action(key: KeyEvent) -> Option<Action> {
@@ -163,7 +186,8 @@ fn action(key: KeyEvent) -> Option<Action> {
     match key.code {
         KeyCode::Char('c' | 'd') if is_control => Some(Action::Quit),
         KeyCode::Char('q' | 'Q') | KeyCode::Esc => Some(Action::Quit),
-        KeyCode::Tab | KeyCode::Char('w') => Some(Action::NextWindow),
+        KeyCode::Tab | KeyCode::Char('w') => Some(Action::NextSubject),
+        KeyCode::Char('m') => Some(Action::NextMinutes),
         _ => None,
     }
 }
@@ -185,7 +209,11 @@ mod tests {
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), None);
         assert_eq!(
             key(KeyCode::Tab, KeyModifiers::NONE),
-            Some(Action::NextWindow)
+            Some(Action::NextSubject)
+        );
+        assert_eq!(
+            key(KeyCode::Char('m'), KeyModifiers::NONE),
+            Some(Action::NextMinutes)
         );
     }
 }

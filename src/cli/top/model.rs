@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::panels::{Panel, Panels};
+
 /// Rates that are remembered: one for each second.
 pub const MAX_RATES: usize = 240;
 /// Maximum values of a count, and rows of a window.
@@ -103,7 +105,8 @@ pub struct Window {
     pub rows: Vec<Vec<String>>,
 }
 
-fn text(value: &Value) -> String {
+/// A value as it is shown; nothing for null.
+pub fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
@@ -111,7 +114,8 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+/// The items of a list; none of anything else.
+pub fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
@@ -273,6 +277,17 @@ pub struct Model {
     rates: VecDeque<Option<u64>>,
     /// Why the server does not answer, and since when.
     gone: Option<(String, Duration)>,
+    /// The overview's panels.
+    pub panels: Panels,
+    /// The panel that was chosen; none for a window.
+    chosen: Option<String>,
+}
+
+/// What can be shown in the middle of the screen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    Window(String),
+    Panel(String),
 }
 
 impl Model {
@@ -308,6 +323,40 @@ impl Model {
             self.rates.pop_front();
         }
         self.rates.push_back(rate);
+    }
+
+    /// The panel in the middle of the screen: the chosen one, or the first without a window.
+    pub fn panel(&self) -> Option<&Panel> {
+        let chosen = self.chosen.as_ref().and_then(|id| self.panels.get(id));
+        let has_window = self
+            .snapshot()
+            .is_some_and(|snapshot| snapshot.window.is_some());
+        chosen.or_else(|| self.panels.list.first().filter(|_| !has_window))
+    }
+
+    /// Chooses a panel, or none for a window.
+    pub fn choose(&mut self, panel: Option<String>) {
+        self.chosen = panel;
+    }
+
+    /// What follows what is in the middle of the screen: first all windows, then all panels.
+    pub fn next_subject(&self) -> Option<Subject> {
+        let snapshot = self.snapshot()?;
+        let windows = snapshot.windows.iter().cloned().map(Subject::Window);
+        let panels = self.panels.list.iter();
+        let panels = panels.map(|panel| Subject::Panel(panel.id.clone()));
+        let all: Vec<Subject> = windows.chain(panels).collect();
+        let shown = match self.panel() {
+            Some(panel) => Some(Subject::Panel(panel.id.clone())),
+            None => snapshot
+                .window
+                .as_ref()
+                .map(|window| Subject::Window(window.name.clone())),
+        };
+        let at = all
+            .iter()
+            .position(|subject| Some(subject) == shown.as_ref());
+        all.get(at.map_or(0, |at| (at + 1) % all.len())).cloned()
     }
 
     /// The last answers.
@@ -396,6 +445,37 @@ mod tests {
         assert_eq!(window.columns, ["key", "n"]);
         assert_eq!(window.rows, [["b", "3"], ["a", "1"]]);
         assert_eq!(super::window("w", &json!({"rows": []})).rows.len(), 0);
+    }
+
+    #[test]
+    fn windows_and_panels_follow_each_other() {
+        let mut model = Model::default();
+        assert_eq!(model.next_subject(), None);
+        let panel = |id: &str| Panel {
+            id: id.to_owned(),
+            title: id.to_owned(),
+            content: super::super::panels::Content::Waiting,
+        };
+        model.panels.list = vec![panel("by:city"), panel("latest")];
+        let with_window = |name: &str| Snapshot {
+            windows: vec!["a".into(), "b".into()],
+            window: Some(window(name, &json!({"rows": []}))),
+            ..Snapshot::default()
+        };
+        model.answered(with_window("a"), Duration::ZERO);
+        let subject = |model: &Model| model.next_subject().expect("a subject");
+        assert_eq!(subject(&model), Subject::Window("b".into()));
+        model.answered(with_window("b"), Duration::ZERO);
+        assert_eq!(subject(&model), Subject::Panel("by:city".into()));
+        model.choose(Some("latest".into()));
+        assert_eq!(model.panel(), Some(&panel("latest")));
+        assert_eq!(subject(&model), Subject::Window("a".into()));
+        // Without a window there is a panel in its place.
+        model.choose(None);
+        assert_eq!(model.panel(), None);
+        model.answered(Snapshot::default(), Duration::ZERO);
+        assert_eq!(model.panel(), Some(&panel("by:city")));
+        assert_eq!(subject(&model), Subject::Panel("latest".into()));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Row, Sparkline, Table};
 
 use super::model::{Counts, Model, Part, Readiness, Snapshot, Window};
+use super::panels::{Content, Panel};
 use crate::cli::output::printable;
 
 /// Below this size nothing but a note is shown.
@@ -16,6 +17,10 @@ const MIN_WIDTH: u16 = 40;
 const MIN_HEIGHT: u16 = 12;
 /// Seconds that the mean is taken over.
 const MEAN_SECONDS: usize = 60;
+/// Minimum width of a column of the latest events: those that do not fit are left out.
+const MIN_COLUMN_WIDTH: u16 = 12;
+/// The bottom line.
+const KEYS: &str = "q quits   Tab shows the next window or panel   m: 5, 30 or 180 minutes";
 
 /// Styles; all plain where colours are unwanted.
 #[derive(Debug, Clone, Copy)]
@@ -72,18 +77,24 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, now: Duration, theme: Theme) {
         Constraint::Length(1),
     ])
     .areas(area);
-    let empty = Snapshot::default();
-    let snapshot = model.snapshot().unwrap_or(&empty);
+    frame.render_widget(Paragraph::new(KEYS), keys);
+    let Some(snapshot) = model.snapshot() else {
+        frame.render_widget(Paragraph::new("weir top"), title);
+        draw_note(frame, note, None, model, now, theme);
+        return;
+    };
     draw_title(frame, title, snapshot, model, now);
-    draw_note(frame, note, snapshot, model, now, theme);
+    draw_note(frame, note, Some(snapshot), model, now, theme);
     frame.render_widget(Paragraph::new(totals_text(snapshot)), totals);
     let [left, right] =
         Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)]).areas(rates);
     draw_rates(frame, left, model, theme);
     draw_counts(frame, right, &snapshot.counts);
-    draw_window(frame, window, snapshot.window.as_ref(), theme);
+    match model.panel() {
+        Some(panel) => draw_panel(frame, window, panel, model.panels.missing.as_deref(), theme),
+        None => draw_window(frame, window, snapshot.window.as_ref(), theme),
+    }
     draw_parts(frame, parts, &snapshot.parts, theme);
-    frame.render_widget(Paragraph::new("q quits   Tab shows the next window"), keys);
 }
 
 fn draw_title(
@@ -101,23 +112,25 @@ fn draw_title(
     frame.render_widget(Paragraph::new(age), right);
 }
 
-/// Whether the server answers and takes records.
+/// Whether the server answers and takes records; before the first answer neither is known.
 fn draw_note(
     frame: &mut Frame<'_>,
     area: Rect,
-    snapshot: &Snapshot,
+    snapshot: Option<&Snapshot>,
     model: &Model,
     now: Duration,
     theme: Theme,
 ) {
-    let (text, style) = match (model.gone(now), &snapshot.readiness) {
+    let readiness = snapshot.map(|snapshot| &snapshot.readiness);
+    let (text, style) = match (model.gone(now), readiness) {
         (Some((reason, time)), _) => {
             let text = format!("no answer for {} s: {reason}", time.as_secs());
             (text, theme.bad())
         }
-        (None, Readiness::No(reason)) => (format!("not ready: {reason}"), theme.bad()),
-        (None, Readiness::Waiting(parts)) => (parts.join("; "), theme.warning()),
-        (None, Readiness::Ready) => ("ready".into(), theme.good()),
+        (None, None) => ("connecting…".into(), Style::new()),
+        (None, Some(Readiness::No(reason))) => (format!("not ready: {reason}"), theme.bad()),
+        (None, Some(Readiness::Waiting(parts))) => (parts.join("; "), theme.warning()),
+        (None, Some(Readiness::Ready)) => ("ready".into(), theme.good()),
     };
     frame.render_widget(Paragraph::new(printable(&text)).style(style), area);
 }
@@ -221,6 +234,72 @@ fn draw_window(frame: &mut Frame<'_>, area: Rect, window: Option<&Window>, theme
     let widths = vec![Constraint::Fill(1); window.columns.len()];
     let table = Table::new(window.rows.iter().map(cells), widths).header(head);
     frame.render_widget(table.block(block), area);
+}
+
+/// A panel of the overview; `missing` is why it may be old.
+fn draw_panel(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    panel: &Panel,
+    missing: Option<&str>,
+    theme: Theme,
+) {
+    let title = match missing {
+        Some(reason) => format!("{}: {reason}", panel.title),
+        None => panel.title.clone(),
+    };
+    let block = Block::bordered().title(printable(&title));
+    let note = |text: &str| Paragraph::new(printable(text)).block(block.clone());
+    match &panel.content {
+        Content::Waiting => frame.render_widget(note("nothing yet"), area),
+        Content::Missing(reason) => frame.render_widget(note(reason), area),
+        Content::Counts(counts) => {
+            let counts = Counts {
+                title,
+                ..counts.clone()
+            };
+            draw_counts(frame, area, &counts);
+        }
+        Content::Lines(lines) => {
+            let inner = block.inner(area);
+            frame.render_widget(block, area);
+            draw_lines(frame, inner, lines, theme);
+        }
+        Content::Rows { columns, rows } => {
+            let fitting = usize::from(area.width / MIN_COLUMN_WIDTH).max(1);
+            let cells = |row: &[String]| {
+                let cells = row.iter().take(fitting).map(|cell| printable(cell));
+                Row::new(cells.collect::<Vec<_>>())
+            };
+            let head = cells(columns).style(theme.head());
+            let widths = vec![Constraint::Fill(1); columns.len().min(fitting)];
+            let table = Table::new(rows.iter().map(|row| cells(row)), widths).header(head);
+            frame.render_widget(table.block(block), area);
+        }
+    }
+}
+
+/// A line for each value: its name, its counts over time, the newest at the right, and their sum.
+fn draw_lines(frame: &mut Frame<'_>, area: Rect, lines: &[(String, Vec<u64>)], theme: Theme) {
+    for (line, (value, counts)) in area.rows().zip(lines) {
+        let [name, bars, sum] = Layout::horizontal([
+            Constraint::Length(16),
+            Constraint::Fill(1),
+            Constraint::Length(14),
+        ])
+        .areas(line);
+        let text = if value.is_empty() {
+            "(none)"
+        } else {
+            value.as_str()
+        };
+        frame.render_widget(Paragraph::new(printable(text)), name);
+        let skipped = counts.len().saturating_sub(usize::from(bars.width));
+        let data: Vec<Option<u64>> = counts.iter().skip(skipped).copied().map(Some).collect();
+        frame.render_widget(Sparkline::default().data(data).style(theme.good()), bars);
+        let total = grouped(counts.iter().sum());
+        frame.render_widget(Paragraph::new(total).right_aligned(), sum);
+    }
 }
 
 fn draw_parts(frame: &mut Frame<'_>, area: Rect, parts: &[Part], theme: Theme) {
@@ -408,6 +487,67 @@ mod tests {
         };
         model.answered(snapshot, Duration::ZERO);
         insta::assert_snapshot!(screen(&model, 0, (80, 24)));
+    }
+
+    /// The lines of a screen, without the spaces at their ends.
+    fn lines(screen: &str) -> Vec<&str> {
+        let lines = screen.lines().filter_map(|line| line.split('"').nth(1));
+        lines.map(str::trim_end).collect()
+    }
+
+    #[test]
+    fn before_the_first_answer_nothing_is_claimed() {
+        let mut model = Model::default();
+        let screen_of = |model: &Model| screen(model, 3, (80, 24));
+        let shown = screen_of(&model);
+        let shown: Vec<&str> = lines(&shown)
+            .into_iter()
+            .filter(|l| !l.is_empty())
+            .collect();
+        assert_eq!(shown, ["weir top", "connecting…", KEYS]);
+        model.missed("refused".into(), Duration::from_secs(1));
+        let shown = screen_of(&model);
+        assert_eq!(lines(&shown)[1], "no answer for 2 s: refused");
+    }
+
+    #[test]
+    fn a_chosen_panel_is_in_the_middle() {
+        let mut model = running();
+        let counts = Counts {
+            values: vec![("Bern".into(), 3)],
+            total: 4,
+            ..Counts::default()
+        };
+        let latest = Content::Rows {
+            columns: vec!["at".into(), "city".into()],
+            rows: vec![vec!["12:00".into(), "B\u{1b}rn".into()]],
+        };
+        for (content, expected) in [
+            (Content::Waiting, &["nothing yet"][..]),
+            (Content::Missing("too much".into()), &["too much"]),
+            (Content::Counts(counts), &["Bern", "75 %"]),
+            (
+                Content::Lines(vec![(String::new(), vec![0, 1, 4_000])]),
+                &["(none)", "█", "4,001"],
+            ),
+            (latest, &["city", "B\u{fffd}rn"]),
+        ] {
+            model.panels.list = vec![Panel {
+                id: "p".into(),
+                title: "Panel of a test".into(),
+                content,
+            }];
+            model.choose(Some("p".into()));
+            for size in [(80, 24), (41, 13)] {
+                screen(&model, 60, size);
+            }
+            let shown = screen(&model, 60, (80, 24));
+            let middle = lines(&shown)[10..15].join("\n");
+            assert!(middle.contains("Panel of a test"), "{middle}");
+            for text in expected {
+                assert!(middle.contains(text), "{text}: {middle}");
+            }
+        }
     }
 
     #[test]

@@ -47,6 +47,10 @@ pub(super) struct Events<'a> {
     hits: &'a [Hit],
     rows: RowReader,
     batch: std::vec::IntoIter<Value>,
+    /// The columns of the table that events have; all without it.
+    columns: Option<&'a [usize]>,
+    /// Uncompressed bytes of the blocks that were read.
+    pub bytes_read: usize,
 }
 
 impl<'a> Events<'a> {
@@ -57,6 +61,16 @@ impl<'a> Events<'a> {
             hits,
             rows: RowReader::default(),
             batch: Vec::new().into_iter(),
+            columns: None,
+            bytes_read: 0,
+        }
+    }
+
+    /// Events with some columns of the table only.
+    pub fn with_columns(self, columns: &'a [usize]) -> Self {
+        Self {
+            columns: Some(columns),
+            ..self
         }
     }
 }
@@ -88,13 +102,16 @@ impl Events<'_> {
             rows.push(in_columns_of(spec, &row).map_err(failed)?);
             self.hits = rest;
         }
+        self.bytes_read += self.rows.bytes;
         self.rows.clear();
         let rows = concat_batches(&spec.schema, &rows).map_err(failed)?;
-        let schema = &self.table.full_schema;
-        let rows = with_partition_columns(spec, &rows, schema)
+        let mut rows = with_partition_columns(spec, &rows, &self.table.full_schema)
             .map_err(|e| QueryError::Failed(e.to_string()))?;
+        if let Some(columns) = self.columns {
+            rows = rows.project(columns).map_err(failed)?;
+        }
         let mut events = Vec::with_capacity(rows.num_rows());
-        each_row(schema, &[rows], |row| {
+        each_row(&rows.schema(), &[rows], |row| {
             events
                 .push(serde_json::from_slice(row).map_err(|e| QueryError::Failed(e.to_string()))?);
             Ok(())

@@ -21,7 +21,7 @@ use super::query_threads::{self, QueryThreads};
 use super::{AsOf, Handles, QueryError};
 use crate::event::Micros;
 use crate::schema::select::{session_config, strip_internals};
-use crate::schema::{bounds, functions};
+use crate::schema::{PlanError, bounds, functions};
 use crate::storage::damage_in;
 use crate::threads::panic_if_asked;
 use crate::views::lake::footers::Footers;
@@ -219,8 +219,8 @@ impl Lane {
     }
 }
 
-/// The error of a query that could not be planned or run.
-fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
+/// The error of a query that could not be planned or run, with its location in the text.
+fn run_error(error: &DataFusionError, limits: SqlLimits, sql: &str) -> QueryError {
     if let Some(damage) = damage_in(&error.to_string()) {
         return QueryError::Failed(damage.to_owned());
     }
@@ -235,6 +235,6 @@ fn run_error(error: &DataFusionError, limits: SqlLimits) -> QueryError {
         DataFusionError::ParquetError(_)
         | DataFusionError::ObjectStore(_)
         | DataFusionError::IoError(_) => QueryError::Failed(strip_internals(error)),
-        _ => QueryError::Invalid(strip_internals(error)),
+        _ => QueryError::Invalid(PlanError::from_planner(error).locate_in(sql).to_string()),
     }
 }

@@ -81,9 +81,9 @@ impl Planner {
             scope.begin();
             let plan = logical_plan(&context, sql)
                 .await
-                .map_err(|e| run_error(&e, self.limits))?;
+                .map_err(|e| run_error(&e, self.limits, sql))?;
             let as_of = self.as_of(&plan, &checkpoints, handles, now);
-            match self.execute(&context, plan, rows, query).await {
+            match self.execute(&context, sql, plan, rows, query).await {
                 // Smaller batches take less memory, and longer.
                 Err(_) if scope.take_fewer_rows_request() && rows > 1 => {
                     rows = (rows / WIDE_FACTOR).max(1);
@@ -132,7 +132,7 @@ impl Planner {
                 tokio::time::sleep(OPEN_POLL).await;
             }
             let rows = OpenRows::new(lsn, rows, &environment.memory_pool)
-                .map_err(|e| run_error(&e, self.limits))?;
+                .map_err(|e| run_error(&e, self.limits, sql))?;
             open.insert(table.spec.id.clone(), rows);
         }
         Ok(open)
@@ -179,16 +179,17 @@ impl Planner {
         handles.progress.as_of(lsn, &streams, &views, now)
     }
 
-    /// Optimizes and runs a plan with at most `rows` rows per batch.
+    /// Optimizes and runs the plan of a text with at most `rows` rows per batch.
     async fn execute(
         &self,
         context: &SessionContext,
+        sql: &str,
         plan: LogicalPlan,
         rows: usize,
         query: &QueryContext,
     ) -> Result<(SchemaRef, Vec<RecordBatch>, MemoryReservation), QueryError> {
         let limits = self.limits;
-        let failed = |e: DataFusionError| run_error(&e, limits);
+        let failed = |e: DataFusionError| run_error(&e, limits, sql);
         let mut state = context.state();
         let plan = state.optimize(&plan).map_err(failed)?;
         // `arrow_cast` has become a cast by now.
@@ -209,7 +210,7 @@ impl Planner {
         let stream = execute_stream(plan, Arc::new(task)).map_err(failed)?;
         let schema = stream.schema();
         let pool = &query.environment.memory_pool;
-        let (batches, reservation) = collect(stream, limits, pool).await?;
+        let (batches, reservation) = collect(stream, limits, pool, sql).await?;
         let (schema, batches) = column_names::deduplicate(schema, batches);
         Ok((schema, batches, reservation))
     }
@@ -220,8 +221,9 @@ async fn collect(
     mut stream: SendableRecordBatchStream,
     limits: SqlLimits,
     pool: &Arc<dyn MemoryPool>,
+    sql: &str,
 ) -> Result<(Vec<RecordBatch>, MemoryReservation), QueryError> {
-    let failed = |e: DataFusionError| run_error(&e, limits);
+    let failed = |e: DataFusionError| run_error(&e, limits, sql);
     let reservation = MemoryConsumer::new("result").register(pool);
     let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
     while let Some(batch) = stream.try_next().await.map_err(failed)? {

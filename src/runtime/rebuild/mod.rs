@@ -31,4 +31,4 @@ pub(super) use install::{
     install, views_of, waiting_builds,
 };
 pub use install::{complete_interrupted_installs, end_of_log, has_waiting, is_installed};
-pub use scope::{dependent_view, view_named};
+pub use scope::{dependent_view, names, view_named};

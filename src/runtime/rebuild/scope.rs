@@ -73,17 +73,22 @@ pub fn view_named(
     if let Some(table) = tables.iter().find(|table| table.to_string() == what) {
         return Ok(table.view());
     }
+    Err(RuntimeError::Config(format!(
+        "`{what}` cannot be rebuilt; available: {}",
+        names(catalog).join(", ")
+    )))
+}
+
+/// The names of everything that can be rebuilt.
+pub fn names(catalog: &Catalog) -> Vec<String> {
     let windows = catalog.windows.iter().map(|w| w.name.clone());
-    let all: Vec<String> = ["search", "places", "counts"]
+    let tables = rebuildable_tables(catalog);
+    ["search", "places", "counts"]
         .map(str::to_owned)
         .into_iter()
         .chain(windows)
         .chain(tables.iter().map(TableId::to_string))
-        .collect();
-    Err(RuntimeError::Config(format!(
-        "`{what}` cannot be rebuilt; available: {}",
-        all.join(", ")
-    )))
+        .collect()
 }
 
 fn index_of(catalog: &Catalog, what: &str, stream: Option<&str>) -> Result<ViewId, RuntimeError> {

@@ -57,14 +57,14 @@ async function errorOf(response) {
 }
 
 /** A response; asks for a token when the server does, and then repeats the request. */
-export async function send(path, { method = "GET", headers = {}, body, signal, keepalive } = {}) {
+export async function send(path, { method = "GET", headers = {}, body, signal } = {}) {
   for (;;) {
     const token = sessionStorage.getItem(TOKEN);
     const all = { ...headers };
     if (token) all.Authorization = `Bearer ${token}`;
     let response;
     try {
-      response = await fetch(path, { method, headers: all, body, signal, keepalive, cache: "no-store" });
+      response = await fetch(path, { method, headers: all, body, signal, cache: "no-store" });
     } catch (error) {
       throw broken(error);
     }
@@ -112,7 +112,7 @@ export const literal = (value) =>
 /** A table's name, of which each part is quoted: `"s"."late"`. */
 export const table = (name) => name.split(".").map(identifier).join(".");
 
-const sleep = (ms, signal) =>
+export const sleep = (ms, signal) =>
   new Promise((resolve) => {
     const end = () => {
       clearTimeout(timer);
@@ -121,6 +121,22 @@ const sleep = (ms, signal) =>
     };
     const timer = setTimeout(end, ms);
     signal.addEventListener("abort", end);
+  });
+
+const isHidden = () => document.visibilityState === "hidden";
+
+/** Waits until the tab is visible, or the signal ends it. */
+export const visible = (signal) =>
+  new Promise((resolve) => {
+    const check = () => {
+      if (isHidden() && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", check);
+      signal.removeEventListener("abort", check);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", check);
+    signal.addEventListener("abort", check);
+    check();
   });
 
 /** Calls `onevent(name, data)` for each event of a response until it ends. */
@@ -152,26 +168,13 @@ async function readEvents(response, onevent, alive) {
 export function follow(path, onevent, onerror) {
   const end = new AbortController();
   let current = null;
-  const hidden = () => document.visibilityState === "hidden";
-  const visible = () =>
-    new Promise((resolve) => {
-      const check = () => {
-        if (hidden() && !end.signal.aborted) return;
-        document.removeEventListener("visibilitychange", check);
-        end.signal.removeEventListener("abort", check);
-        resolve();
-      };
-      document.addEventListener("visibilitychange", check);
-      end.signal.addEventListener("abort", check);
-      check();
-    });
-  const pause = () => hidden() && current?.abort();
+  const pause = () => isHidden() && current?.abort();
   document.addEventListener("visibilitychange", pause);
   (async () => {
     let wait = 250;
     while (!end.signal.aborted) {
-      if (hidden()) setConnection("paused");
-      await visible();
+      if (isHidden()) setConnection("paused");
+      await visible(end.signal);
       if (end.signal.aborted) break;
       current = new AbortController();
       const stop = () => current.abort();
@@ -195,7 +198,7 @@ export function follow(path, onevent, onerror) {
         end.signal.removeEventListener("abort", stop);
       }
       if (end.signal.aborted) break;
-      if (!hidden() && !isAnswered) setConnection("lost");
+      if (!isHidden() && !isAnswered) setConnection("lost");
       await sleep(wait, end.signal);
       wait = Math.min(wait * 2, 4000);
     }
@@ -213,7 +216,7 @@ export function poll(ms, work, first = 0) {
   (async () => {
     if (first) await sleep(first, end.signal);
     while (!end.signal.aborted) {
-      if (document.visibilityState !== "hidden") await work(end.signal);
+      if (!isHidden()) await work(end.signal);
       if (end.signal.aborted) break;
       await sleep(ms, end.signal);
     }

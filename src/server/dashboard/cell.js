@@ -1,14 +1,12 @@
 // A statement with its result: editor, run and cancel, error with its place, downloads.
 
-import { post, send, sql } from "./api.js";
+import { post, sql } from "./api.js";
 import { button, h, setText, show } from "./dom.js";
 import { Editor } from "./editor.js";
 import { duration, number, time } from "./format.js";
 import { Result } from "./result.js";
 import { positionOf } from "./sqltext.js";
 
-/** How long after the request to end a statement its own request is given up. */
-const ABORT_MS = 2;
 const running = new Set();
 
 /** Ends what still runs when the page is left. */
@@ -131,14 +129,12 @@ export class Cell {
     return null;
   }
 
-  /** Ends the statement: on the server by its id, which also ends when this client leaves it. */
+  /**
+   * Ends the statement by giving up its request: the server ends a query whose client has left. A
+   * request to end it by its id would fail if it had just ended by itself.
+   */
   cancel() {
-    const { abort, id } = this;
-    if (!abort) return;
-    const end = send(`/api/v1/sql/${encodeURIComponent(id)}`, { method: "DELETE", keepalive: true });
-    // The server hears of the end by the request before it notices that nobody waits.
-    setTimeout(() => abort.abort(), ABORT_MS);
-    end.catch(() => {});
+    this.abort?.abort();
   }
 
   async download(format) {

@@ -4,7 +4,7 @@ import { get, identifier, literal, sql, table } from "./api.js";
 import { number } from "./format.js";
 import { columns, declaration, placeCondition, stream } from "./state.js";
 
-const PAGE = 25;
+export const PAGE = 25;
 /** Hits that are looked through for one page, where a filter is not in the index. */
 const MAX_EXAMINED = 2_000;
 const INDEX_PAGE = 100;
@@ -41,6 +41,8 @@ export class Search {
       hasMore: true,
       after: null,
       total: null,
+      // How far the index was; null where SQL answers, which has all records.
+      asOf: null,
     });
     const { search } = declared;
     own.isIndexed = Boolean(search) && asked.q.trim() !== "";
@@ -64,28 +66,32 @@ export class Search {
     return hits;
   }
 
+  /** What the index is asked for: words, exact values, times and the place. */
+  parameters() {
+    const { q, from, to } = this.asked;
+    const exact = this.exact.map(([column, value]) => `${column}:"${value}"`);
+    const query = new URLSearchParams({ q: [q.trim(), ...exact].join(" "), stream });
+    if (from) query.set("from", from);
+    if (to) query.set("to", to);
+    if (this.place) {
+      query.set("near", `${this.place.lat},${this.place.lon}`);
+      query.set("within", `${this.place.km}km`);
+    }
+    return query;
+  }
+
   async nextIndexed() {
-    const { q, from, to, sort } = this.asked;
-    const text = [q.trim(), ...this.exact.map(([column, value]) => `${column}:"${value}"`)].join(" ");
     const wanted = [];
     let looked = 0;
     while (wanted.length < PAGE && this.hasMore && looked < MAX_EXAMINED) {
-      const query = new URLSearchParams({
-        q: text,
-        stream,
-        sort,
-        limit: this.others.length ? INDEX_PAGE : PAGE,
-      });
-      if (from) query.set("from", from);
-      if (to) query.set("to", to);
-      if (this.place) {
-        query.set("near", `${this.place.lat},${this.place.lon}`);
-        query.set("within", `${this.place.km}km`);
-      }
+      const query = this.parameters();
+      query.set("sort", this.asked.sort);
+      query.set("limit", this.others.length ? INDEX_PAGE : PAGE);
       if (this.after) query.set("after", this.after);
-      const { hits, total, next } = await get(`/api/v1/search?${query}`);
+      const { hits, total, next, as_of: asOf } = await get(`/api/v1/search?${query}`);
       wanted.push(...hits.filter(({ event }) => this.others.every((pair) => matches(event, pair))));
       this.total ??= total;
+      this.asOf ??= asOf;
       this.after = next;
       this.hasMore = Boolean(next);
       looked += hits.length;
@@ -94,20 +100,24 @@ export class Search {
     return wanted;
   }
 
-  async nextRows() {
+  /** The clause of SQL with all filters and more conditions; empty without any. */
+  async where(...more) {
     const conditions = this.asked.where.map(([column, value]) => this.condition(column, value));
     const at = await placeCondition(this.place);
     if (at) conditions.push(at);
     const { from, to } = this.asked;
     if (from) conditions.push(`event_time >= ${instant(from)}`);
     if (to) conditions.push(`event_time < ${instant(to)}`);
-    if (this.after) {
-      const { end, lsns } = this.after;
-      conditions.push(`event_time < timestamp ${literal(end)}`, `lsn not in (${lsns.join(", ")})`);
-    }
-    const where = conditions.length ? `where ${conditions.join(" and ")} ` : "";
+    conditions.push(...more);
+    return conditions.length ? `where ${conditions.join(" and ")}` : "";
+  }
+
+  async nextRows() {
+    const { end, lsns } = this.after ?? {};
+    const older = end ? [`event_time < timestamp ${literal(end)}`, `lsn not in (${lsns.join(", ")})`] : [];
     const { rows } = await sql(
-      `select * from ${table(stream)} ${where}order by event_time desc, lsn desc limit ${PAGE}`,
+      `select * from ${table(stream)} ${await this.where(...older)} ` +
+        `order by event_time desc, lsn desc limit ${PAGE}`,
     );
     this.hasMore = rows.length === PAGE;
     if (this.hasMore) this.after = this.following(rows);
@@ -129,7 +139,7 @@ export class Search {
     return /list/i.test(type) ? `array_has(${name}, ${literal(value)})` : `${name} = ${literal(value)}`;
   }
 
-  /** What the hits shown are of. */
+  /** What the shown hits are of. */
   describe() {
     const shown = number(this.shown.length);
     if (!this.isIndexed) return this.hasMore ? `The newest ${shown} events` : `${shown} events`;

@@ -4,7 +4,7 @@
 import { post } from "./api.js";
 import { button, h, setText, show } from "./dom.js";
 import { bytes, compact, number, rate, time } from "./format.js";
-import { Rates, total, value } from "./metrics.js";
+import { Rates, value } from "./metrics.js";
 import { configuration } from "./state.js";
 
 const COLUMNS = ["Sources", "Log", "Streams and operators", "Views", "Sinks"];
@@ -34,7 +34,7 @@ export function flowTab() {
   return { root, refresh };
 }
 
-/** Nodes by column: `{id, title, kind, state, facts, reason, actions, to}`. */
+/** Nodes by column: `{id, title, kind, state, facts, reason, advice, actions, to}`. */
 function graph({ status, metrics }, configured) {
   const log = {
     id: "log",
@@ -53,7 +53,7 @@ function graph({ status, metrics }, configured) {
     more: status.gaps > 0 ? ["#/sql?q=select%20*%20from%20weir.gaps&run=1", "See gaps"] : null,
   };
   return [
-    sources(status, configured),
+    sources(status, metrics, configured),
     [log],
     streams(status, metrics, configured),
     views(status),
@@ -64,7 +64,18 @@ function graph({ status, metrics }, configured) {
 const perSecond = (n) => (n === null ? "–" : `${rate(n)}/s`);
 const sized = (n) => (n === null ? "–" : bytes(n));
 
-function sources({ sources: running }, configured) {
+/** What a source has read since the server started, and how fast. */
+function sourceFacts(source, metrics) {
+  const received = value(metrics, "weir_source_received_total", { source }) ?? 0;
+  const rejected = value(metrics, "weir_source_rejected_total", { source }) ?? 0;
+  return [
+    ["rate", perSecond(rates.of(`source/${source}`, received))],
+    ["records", compact(received)],
+    ["rejected", compact(rejected), rejected > 0 && "#/pipeline/dead-letters"],
+  ];
+}
+
+function sources({ sources: running }, metrics, configured) {
   const declared = new Map((configured.sources ?? []).map((source) => [source.name, source]));
   const nodes = (running ?? []).map(({ source, state, reason, waiting, lag, files }) => ({
     id: `source/${source}`,
@@ -73,11 +84,13 @@ function sources({ sources: running }, configured) {
     state,
     to: ["log"],
     facts: [
+      ...sourceFacts(source, metrics),
       lag !== null && lag !== undefined && ["lag", compact(lag)],
       waiting > 0 && ["waiting", number(waiting)],
     ],
-    reason: state === "running" ? null : reason,
-    files: state === "running" ? [] : files,
+    reason,
+    advice: sourceAdvice(state, reason ?? ""),
+    files,
   }));
   return [
     ...nodes,
@@ -87,33 +100,32 @@ function sources({ sources: running }, configured) {
       kind: "POST /api/v1/streams/…",
       state: "running",
       to: ["log"],
-      facts: [],
+      facts: sourceFacts("http", metrics),
     },
   ];
+}
+
+/** What to do about a source that does not read, where its reason does not say it. */
+function sourceAdvice(state, reason) {
+  if (state !== "halted" || !/retrying/.test(reason)) return null;
+  return "Repair the cause. The source then continues by itself; what it has stored is not read again.";
 }
 
 function streams({ streams: all, views: checkpoints }, metrics, configured) {
   return Object.entries(all).map(([name, { watermark, events, duplicates, late, dead_letters }]) => {
     const declared = configured.streams?.[name] ?? {};
     const windows = windowsOf(name, configured, metrics);
+    const records = events + dead_letters;
     return {
       id: `stream/${name}`,
       title: name,
-      state: "running",
+      state: records > 0 ? "running" : "empty",
       to: (checkpoints ?? [])
         .filter(({ view }) => streamOf(view, Object.keys(all), configured) === name)
         .map(({ view }) => `view/${view}`),
       facts: [
         ["events", compact(events)],
-        [
-          "rate",
-          perSecond(
-            rates.of(
-              `stream/${name}`,
-              total(metrics, "weir_source_records_total", { stream: name }) ?? events,
-            ),
-          ),
-        ],
+        ["rate", perSecond(rates.of(`stream/${name}`, records))],
         ["late", compact(late)],
         declared.duplicates && ["duplicates", compact(duplicates)],
         ["dead letters", compact(dead_letters), dead_letters > 0 && "#/pipeline/dead-letters"],
@@ -173,20 +185,30 @@ function views({ views: all, sinks: sending }) {
     for (const table of tables.map(declaredName))
       readers.set(table, [...(readers.get(table) ?? []), `sink/${sink}`]);
   }
-  return all.map(({ view, lag }) => {
+  return all.map(({ view, lsn, lag, state, reason }) => {
     const [kind] = view.split("/", 1);
     const table = declaredName(view);
     return {
       id: `view/${view}`,
       title: table,
       kind: kind === "lake" ? null : kind,
-      state: "running",
-      facts: [["lag", compact(lag)]],
+      state: state ?? "running",
+      facts: [
+        ["rate", perSecond(rates.of(`view/${view}`, lsn))],
+        ["lag", compact(lag)],
+      ],
       to: kind === "lake" ? (readers.get(table) ?? []) : [],
-      isSmall: true,
+      isSmall: (state ?? "running") === "running",
+      reason,
+      advice: VIEW_ADVICE[state] ?? null,
     };
   });
 }
+
+const VIEW_ADVICE = {
+  catching_up: "It reads from the log what it lacks. Until then its answers are older.",
+  retrying: "It is tried again from its last commit, at most every 30 seconds. No record is lost.",
+};
 
 /** The table of a view, by the name that it is declared with. */
 const declaredName = (view) => view.replace(/^[^/]*\//, "").replace(/_versions$/, "");
@@ -204,17 +226,22 @@ function sinks({ sinks: all }) {
       retries > 0 && ["retries", compact(retries)],
       dead_letters > 0 && ["dead letters", compact(dead_letters), "#/pipeline/dead-letters"],
     ],
-    reason:
-      state === "running"
-        ? null
-        : (last_error ?? (state === "paused" ? "It was paused. Resume it when its target is ready." : null)),
+    reason: state === "running" ? null : last_error,
+    advice: SINK_ADVICE[state] ?? null,
     actions: state === "running" || state === "retrying" ? ["pause"] : ["resume"],
   }));
 }
 
+const SINK_ADVICE = {
+  paused: "It was paused. Resume it when its target is ready.",
+  retrying: "It is tried again by itself, at most every 30 seconds. No row is lost.",
+};
+
 const STATE_TEXTS = {
   running: "running",
+  empty: "no records yet",
   waiting: "waiting",
+  catching_up: "catching up",
   halted: "halted",
   ended: "ended",
   retrying: "retrying",
@@ -231,8 +258,10 @@ function place(list, nodes) {
     const key = JSON.stringify([
       node.state,
       node.reason,
+      node.advice,
+      node.files,
       node.actions,
-      node.facts.map((fact) => fact && fact[0]),
+      node.facts.map((fact) => fact && [fact[0], Boolean(fact[2])]),
     ]);
     if (element.dataset.key === key) fillFacts(element, node);
     else fill(element, node, key);
@@ -264,11 +293,12 @@ function fill(element, node, key) {
       node.facts
         .filter(Boolean)
         .map(([name, , href]) =>
-          h("div", {}, h("dt", {}, name), h("dd", {}, href ? h("a", { href }) : null)),
+          h("div", { "data-fact": name }, h("dt", {}, name), h("dd", {}, href ? h("a", { href }) : null)),
         ),
     ),
     node.parts?.length > 0 && h("ul", { class: "parts" }),
     node.reason && h("p", { class: "node-reason" }, node.reason),
+    node.advice && h("p", { class: "node-advice muted small" }, node.advice),
     node.files?.length > 0 &&
       h(
         "ul",

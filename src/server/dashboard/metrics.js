@@ -28,13 +28,6 @@ export function value(metrics, name, labels = {}) {
   return metrics[name]?.find(isIt)?.value ?? null;
 }
 
-/** Sum of the series with these labels; null if none exists. */
-export function total(metrics, name, labels = {}) {
-  const isIt = ({ labels: own }) => Object.entries(labels).every(([label, of]) => own[label] === of);
-  const all = (metrics[name] ?? []).filter(isIt);
-  return all.length ? all.reduce((sum, { value: n }) => sum + n, 0) : null;
-}
-
 /** Remembers counters, to give their rates per second over the last readings. */
 export class Rates {
   constructor() {

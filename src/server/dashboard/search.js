@@ -1,10 +1,11 @@
-// Search: one box, filters, facets over the hits shown, pages, and each record as it was received.
+// Search: one box, filters, facets over all hits, pages, and each record as it was received.
 
-import { parse } from "./api.js";
-import { button, empty, errorBox, h, link, select, setText, show } from "./dom.js";
+import { parse, sleep, visible } from "./api.js";
+import { button, empty, errorBox, h, select, setText, show } from "./dom.js";
+import { countFacets, facetList } from "./facets.js";
 import { localTime, number } from "./format.js";
 import { hitElement } from "./hit.js";
-import { absolute, facetColumns, Search } from "./find.js";
+import { absolute, PAGE, Search } from "./find.js";
 import { changed, place, setPlace, stream } from "./state.js";
 
 const SPANS = [
@@ -15,7 +16,11 @@ const SPANS = [
   ["now-7d", "Last 7 days"],
   ["custom", "From … to …"],
 ];
-const MAX_FACET_VALUES = 8;
+/** How soon a search is repeated whose index lacks records; each time twice as late, up to a maximum. */
+const FIRST_WAIT_MS = 250;
+const MAX_WAIT_MS = 4000;
+/** Repetitions in which the index does not advance, after which the page gives up. */
+const MAX_UNCHANGED = 20;
 
 let root;
 const parts = {};
@@ -23,6 +28,12 @@ const parts = {};
 let asked = { q: "", from: "", to: "", sort: "time", where: [] };
 let search = null;
 let visit = 0;
+/** The end of the log when the reader asked: until the index has it, few hits may become more. */
+let wanted = 0;
+/** How often values were counted: the last count is shown. */
+let counts = 0;
+/** Ends what runs for the search that is shown. */
+let ended = new AbortController();
 
 export function mount(element) {
   root = element;
@@ -63,7 +74,7 @@ export function mount(element) {
   );
   parts.chips = h("div", { class: "chips", id: "search-filters" });
   parts.status = h("p", { class: "muted", role: "status", id: "search-status" });
-  parts.facets = h("aside", { class: "facets", "aria-label": "Values in the hits shown", id: "facets" });
+  parts.facets = h("aside", { class: "facets", "aria-label": "Values in the hits", id: "facets" });
   parts.hits = h("ol", { class: "hits", id: "hits" });
   parts.more = h("div", { class: "more" });
   const form = h(
@@ -113,6 +124,7 @@ export function enter(_, query) {
 
 export function leave() {
   visit += 1;
+  ended.abort();
 }
 
 /** Searches with some of what is asked changed; the URL states all of it. */
@@ -172,12 +184,24 @@ const chip = (text, remove) =>
 
 async function run() {
   const own = ++visit;
+  ended.abort();
+  ended = new AbortController();
+  const { signal } = ended;
   showAsked();
   setText(parts.status, "Searching …");
   show(parts.more);
   try {
-    search = await Search.begin(asked, place);
-    if (own === visit) await page(own, true);
+    const next = await Search.begin(asked, place);
+    if (own !== visit) return;
+    search = next;
+    wanted = 0;
+    const hits = await search.next();
+    if (own !== visit) return;
+    wanted = search.asOf ? search.asOf.lsn + search.asOf.pending : 0;
+    show(parts.hits, hits.map(hitItem));
+    showFound();
+    showFacets(signal);
+    awaitIndex(own, signal);
   } catch (error) {
     if (own === visit) fail(error);
   }
@@ -189,41 +213,96 @@ function fail(error) {
   show(parts.hits, h("li", {}, errorBox(error, run)));
 }
 
-async function page(own, isFirst) {
-  const hits = await search.next();
-  if (own !== visit) return;
-  if (isFirst) show(parts.hits);
-  for (const hit of hits) {
-    parts.hits.append(
-      h("li", { "data-test": "hit", "data-lsn": hit.lsn }, hitElement(hit, search, filterBy)),
-    );
-  }
+const hitItem = (hit) =>
+  h("li", { "data-test": "hit", "data-lsn": hit.lsn }, hitElement(hit, search, filterBy));
+
+/** How many records the index lacks of those that the reader asked for; 0 once a page is full. */
+const lacking = () =>
+  search.asOf && search.shown.length < PAGE ? Math.max(0, wanted - search.asOf.lsn) : 0;
+
+/** Shows what the hits are of, and whether more may come. */
+function showFound(isStuck = false) {
   const shown = search.shown.length;
-  if (shown === 0) {
-    show(
-      parts.hits,
-      h(
-        "li",
-        {},
-        empty(
-          "Nothing found.",
-          asked.q || asked.where.length || place || asked.from
-            ? "Try fewer words, another spelling, `prefix*`, or remove a filter."
-            : `Stream ${stream} has no events yet.`,
-        ),
-      ),
-    );
-  }
-  setText(parts.status, shown ? search.describe() : "");
-  showFacets();
+  if (shown === 0) show(parts.hits, h("li", {}, nothing()));
+  const missing = number(lacking());
+  const note = isStuck
+    ? `the index is ${missing} records behind and does not advance: see Pipeline`
+    : `waiting for the index, which is ${missing} records behind …`;
+  const notes = [shown > 0 && search.describe(), lacking() > 0 && note];
+  setText(parts.status, notes.filter(Boolean).join(" · "));
   show(parts.more, search.hasMore && button("Show more", showMore, { "data-test": "more" }));
 }
 
+function nothing() {
+  if (lacking() > 0)
+    return empty("Nothing found yet.", "The newest records are not in the index. The search is repeated.");
+  const isFiltered = asked.q || asked.where.length || place || asked.from;
+  return empty(
+    "Nothing found.",
+    isFiltered
+      ? "Try fewer words, another spelling, `prefix*`, or remove a filter."
+      : `Stream ${stream} has no events yet.`,
+  );
+}
+
+/**
+ * Asks again while the index lacks records that were in the log when the reader asked, until a page
+ * is full or the reader asks for something else. A hidden tab asks nothing.
+ */
+async function awaitIndex(own, signal) {
+  let wait = FIRST_WAIT_MS;
+  let unchanged = 0;
+  try {
+    while (lacking() > 0 && unchanged < MAX_UNCHANGED) {
+      await sleep(wait, signal);
+      await visible(signal);
+      if (own !== visit) return;
+      const reached = search.asOf.lsn;
+      await repeat(own, signal);
+      if (own !== visit) return;
+      unchanged = search.asOf.lsn > reached ? 0 : unchanged + 1;
+      wait = Math.min(wait * 2, MAX_WAIT_MS);
+    }
+    if (lacking() > 0) showFound(true);
+  } catch (error) {
+    if (own === visit) fail(error);
+  }
+}
+
+/** The same search once more. Elements of hits stay, with their focus and their details. */
+async function repeat(own, signal) {
+  const next = await Search.begin(asked, place);
+  const hits = await next.next();
+  if (own !== visit) return;
+  const lsns = (all) => all.map(({ lsn }) => lsn).join();
+  const isSame = lsns(hits) === lsns(search.shown);
+  search = next;
+  if (!isSame) {
+    updateHits(hits);
+    showFacets(signal);
+  }
+  showFound();
+}
+
+function updateHits(hits) {
+  const { children } = parts.hits;
+  const known = new Map([...children].map((item) => [item.dataset.lsn, item]));
+  hits.forEach((hit, at) => {
+    const item = known.get(String(hit.lsn)) ?? hitItem(hit);
+    if (children[at] !== item) parts.hits.insertBefore(item, children[at] ?? null);
+  });
+  while (children.length > hits.length) parts.hits.lastElementChild.remove();
+}
+
 async function showMore() {
-  const own = visit;
+  const own = ++visit;
   for (const each of parts.more.querySelectorAll("button")) each.disabled = true;
   try {
-    await page(own, false);
+    const hits = await search.next();
+    if (own !== visit) return;
+    parts.hits.append(...hits.map(hitItem));
+    wanted = 0;
+    showFound();
   } catch (error) {
     if (own === visit) show(parts.more, errorBox(error, showMore));
   }
@@ -234,47 +313,18 @@ const filterBy = (column, value) => {
   if (!isSet) go({ where: [...asked.where, [column, value]] });
 };
 
-/** Values of some columns with their numbers among the hits shown. */
-function showFacets() {
-  const counted = facetColumns(search.declaration, search.columns)
-    .map((column) => {
-      const values = new Map();
-      for (const { event } of search.shown) {
-        for (const value of [event[column]].flat()) {
-          if (value !== null && value !== undefined && value !== "")
-            values.set(value, (values.get(value) ?? 0) + 1);
-        }
-      }
-      return [column, [...values].sort((a, b) => b[1] - a[1])];
-    })
-    .filter(([, values]) => values.length > 0);
-  show(
-    parts.facets,
-    counted.length > 0 &&
-      h("p", { class: "muted small" }, `Values in the ${number(search.shown.length)} hits shown`),
-    counted.map(([column, values]) =>
-      h(
-        "section",
-        { class: "facet" },
-        h("h2", {}, column),
-        h(
-          "ul",
-          {},
-          values.slice(0, MAX_FACET_VALUES).map(([value, n]) =>
-            h(
-              "li",
-              {},
-              link(String(value), () => filterBy(column, value), {
-                title: `Show ${column}: ${value}`,
-                "data-test": "facet",
-              }),
-              h("span", { class: "bar-n" }, number(n)),
-            ),
-          ),
-        ),
-        values.length > MAX_FACET_VALUES &&
-          h("p", { class: "muted small" }, `and ${number(values.length - MAX_FACET_VALUES)} others`),
-      ),
-    ),
-  );
+/** Values of some columns with their numbers in all hits of the search. */
+async function showFacets(signal) {
+  const own = ++counts;
+  const isCurrent = () => own === counts && !signal.aborted;
+  if (search.shown.length === 0) return show(parts.facets);
+  show(parts.facets, h("p", { class: "muted small" }, "Counting values …"));
+  try {
+    const counted = await countFacets(search, signal);
+    if (isCurrent()) show(parts.facets, facetList(counted, filterBy));
+  } catch (error) {
+    if (!isCurrent()) return;
+    const text = ["Values are not counted.", error.message, error.hint].filter(Boolean).join(" ");
+    show(parts.facets, h("p", { class: "muted small" }, text));
+  }
 }

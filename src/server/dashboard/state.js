@@ -1,6 +1,7 @@
 // What sections share: the stream, the place filter, and what the server has.
 
 import { get, identifier, sql } from "./api.js";
+import { circle, square } from "./distance.js";
 
 export const changed = new EventTarget();
 const announce = (name) => changed.dispatchEvent(new CustomEvent(name));
@@ -103,19 +104,10 @@ export async function countedOnce() {
   return duplicates ? "not is_duplicate" : "true";
 }
 
-/** Degrees by which a square around a place exceeds it. */
-function degrees({ lat, km }) {
-  const north = km / 111.2;
-  return { north, east: Math.min(180, north / Math.max(0.01, Math.cos((lat * Math.PI) / 180))) };
-}
-
-/** The condition in SQL that rows are in the square around a place; null without coordinates. */
+/** The condition in SQL that rows are within a distance of a place; null without coordinates. */
 export async function placeCondition(around = place) {
   const at = await coordinates();
   if (!around || !at) return null;
   const [lat, lon] = at.map(identifier);
-  const { north, east } = degrees(around);
-  const between = (column, middle, by) =>
-    `${column} between ${(middle - by).toFixed(5)} and ${(middle + by).toFixed(5)}`;
-  return `${between(lat, around.lat, north)} and ${between(lon, around.lon, east)}`;
+  return [...square(lat, lon, around), circle(lat, lon, around)].join(" and ");
 }

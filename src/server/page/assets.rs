@@ -33,15 +33,17 @@ macro_rules! own {
     };
 }
 
-const OWN: [(&str, &str, &[u8]); 38] = own! {
+const OWN: [(&str, &str, &[u8]); 40] = own! {
     "api.js": SCRIPT,
     "app.js": SCRIPT,
     "cell.js": SCRIPT,
     "chart.js": SCRIPT,
     "configuration.js": SCRIPT,
     "deadletters.js": SCRIPT,
+    "distance.js": SCRIPT,
     "dom.js": SCRIPT,
     "editor.js": SCRIPT,
+    "facets.js": SCRIPT,
     "filtered.js": SCRIPT,
     "find.js": SCRIPT,
     "flow.js": SCRIPT,
