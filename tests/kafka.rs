@@ -52,10 +52,12 @@ impl Cluster {
         self.send_bytes(topic, partition, payload.map(str::as_bytes));
     }
 
-    /// Sends a message with the key `k`.
+    /// Sends a message with the key `k`. All have one time: in another cluster, the same payload is
+    /// the same record.
     pub fn send_bytes(&self, topic: &str, partition: i32, payload: Option<&[u8]>) {
         let mut record = BaseRecord::<str, [u8]>::to(topic)
             .partition(partition)
+            .timestamp(1_465_520_400_000)
             .key("k");
         if let Some(payload) = payload {
             record = record.payload(payload);
@@ -237,8 +239,8 @@ fn a_topic_that_was_created_again_halts_its_partition_until_that_is_accepted() {
     folder.run_once();
     let new = Cluster::new(&[("orders", 2)]);
     new.send("orders", 0, 20..23);
-    // Offsets 10 and 11 follow what was read.
-    new.send("orders", 1, 100..110);
+    // Another cluster with the same records, and offsets 10 and 11, which follow what was read.
+    new.send("orders", 1, 10..20);
     new.send("orders", 1, 23..25);
     new.configure(&folder, NAMED);
     let halted = folder.output(&["run", "--once"]);
@@ -271,6 +273,80 @@ fn a_topic_that_was_created_again_halts_its_partition_until_that_is_accepted() {
 }
 
 #[test]
+fn a_topic_that_was_created_again_and_has_outgrown_what_was_read_halts_too() {
+    let old = Cluster::new(&[("orders", 3)]);
+    for partition in 0..3 {
+        let first = partition as u64 * 100;
+        old.send("orders", partition, first..first + 10);
+    }
+    let folder = folder(&old, NAMED);
+    folder.run_once();
+    let mut expected: Vec<u64> = (0..3).flat_map(|p| p * 100..p * 100 + 10).collect();
+    let new = Cluster::new(&[("orders", 3)]);
+    // More than was read, as much as was read, and the same records with more.
+    new.send("orders", 0, 1_000..1_015);
+    new.send("orders", 1, 1_100..1_110);
+    new.send("orders", 2, 200..215);
+    new.configure(&folder, NAMED);
+    let halted = |partitions: &[&str]| {
+        let message = folder.fail(&["run", "--once"], 1);
+        let reason = "the broker's record at offset 9 is not the one that was read there";
+        assert!(message.contains(reason), "{message}");
+        for partition in ["orders/0", "orders/1", "orders/2"] {
+            assert_eq!(
+                message.contains(&format!("--accept-reset {partition}")),
+                partitions.contains(&partition),
+                "{message}"
+            );
+        }
+    };
+    // It is never reset by itself, however often it is started.
+    halted(&["orders/0", "orders/1"]);
+    halted(&["orders/0", "orders/1"]);
+    expected.extend(210..215);
+    assert_eq!(ids(&folder), expected);
+    let accepted = folder.output(&["run", "--once", "--accept-reset", "orders/1"]);
+    assert_eq!(accepted.status.code(), Some(1));
+    halted(&["orders/0"]);
+    folder.succeed(&["run", "--once", "--accept-reset", "orders/0"]);
+    expected.extend((1_000..1_015).chain(1_100..1_110));
+    assert_eq!(ids(&folder), expected);
+    let gaps = folder.rows("select reason from weir.gaps order by reason");
+    for (gap, partition) in gaps.iter().zip(["orders/0", "orders/1"]) {
+        let reason = gap["reason"].as_str().expect("a reason");
+        let start = format!("{partition}: the broker's record at offset 9 is not ");
+        assert!(reason.starts_with(&start), "{reason}");
+    }
+    assert_eq!(gaps.len(), 2);
+    // The records since then are compared, too.
+    new.send("orders", 0, 1_015..1_020);
+    expected = ids(&folder);
+    expected.extend(1_015..1_020);
+    expected.sort_unstable();
+    folder.run_once();
+    assert_eq!(ids(&folder), expected);
+}
+
+#[test]
+fn a_reset_of_a_partition_that_has_not_halted_is_not_taken_silently() {
+    let cluster = Cluster::new(&[("orders", 1)]);
+    cluster.send("orders", 0, 0..3);
+    let folder = folder(&cluster, NAMED);
+    let message = folder.fail(&["run", "--once", "--accept-reset", "zz/0"], 2);
+    let reason = "--accept-reset zz/0: no source reads this topic";
+    assert!(message.contains(reason), "{message}");
+    for partition in ["orders/0", "orders/7"] {
+        let output = folder.output(&["run", "--once", "--accept-reset", partition]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{message}");
+        let reason = "--accept-reset had no effect";
+        assert!(message.contains(reason), "{message}");
+    }
+    assert_eq!(ids(&folder), [0, 1, 2]);
+    assert_eq!(folder.number("select count(*) from weir.gaps"), 0);
+}
+
+#[test]
 fn offsets_that_the_broker_removed_halt_a_partition_of_a_running_server() {
     let cluster = Cluster::new(&[("orders", 2)]);
     cluster.send("orders", 0, 0..5);
@@ -295,6 +371,11 @@ fn offsets_that_the_broker_removed_halt_a_partition_of_a_running_server() {
         "select state, reason from weir.sources where partition = 'orders/0'",
     );
     assert_eq!(rows[0]["state"], "waiting");
+    wait_until("metrics count it", || {
+        let metrics = running.get("/metrics").1;
+        let metrics = metrics.as_str().unwrap_or_default();
+        metrics.contains("weir_source_halted{source=\"broker\"} 1")
+    });
     let reason = rows[0]["reason"].as_str().unwrap_or_default().to_owned();
     assert!(reason.starts_with("orders/0: offsets 5 to "), "{reason}");
     drop(running);
@@ -424,6 +505,47 @@ fn latest_is_a_position_from_its_first_start_on() {
     cluster.send("orders", 0, 5..8);
     folder.run_once();
     assert_eq!(ids(&folder), [5, 6, 7]);
+}
+
+#[test]
+fn what_appears_after_the_first_start_with_latest_is_read_from_its_first_record() {
+    let pattern = "pattern = \"^shop\\\\..*\"\nstream = \"events\"\nfrom = \"latest\"";
+    let cluster = Cluster::new(&[("shop.a", 2)]);
+    cluster.send("shop.a", 0, 0..5);
+    let folder = folder(&cluster, pattern);
+    folder.run_once();
+    assert_eq!(ids(&folder), [0; 0]);
+    // A topic that is created between two runs, and records of the old one.
+    cluster.mock.create_topic("shop.b", 1, 1).expect("a topic");
+    cluster.send("shop.b", 0, 10..15);
+    cluster.send("shop.a", 1, 5..8);
+    folder.run_once();
+    assert_eq!(ids(&folder), (5..8).chain(10..15).collect::<Vec<_>>());
+    // One that is created while a server reads, with records before it is found.
+    let running = server(&folder);
+    wait_until("it reads", || count(&running) == 8);
+    cluster.mock.create_topic("shop.c", 1, 1).expect("a topic");
+    cluster.send("shop.c", 0, 20..25);
+    wait_until("records of the new topic are visible", || {
+        count(&running) == 13
+    });
+}
+
+#[test]
+fn a_server_that_begins_with_latest_has_a_position_of_each_partition_at_once() {
+    let cluster = Cluster::new(&[("orders", 2)]);
+    cluster.send("orders", 0, 0..5);
+    let folder = folder(&cluster, &format!("{NAMED}\nfrom = \"latest\""));
+    let first = server(&folder);
+    let positions = "select count(*) as n from weir.sources where partition like 'orders/%'";
+    wait_until("positions are stored", || {
+        sql(&first, positions)[0]["n"] == 2
+    });
+    drop(first);
+    cluster.send("orders", 0, 5..8);
+    cluster.send("orders", 1, 8..9);
+    folder.run_once();
+    assert_eq!(ids(&folder), [5, 6, 7, 8]);
 }
 
 #[test]

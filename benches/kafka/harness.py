@@ -32,6 +32,7 @@ brokers = ["{brokers}"]
 {security}
 topics = {{ "{topic}" = "rsvps" }}
 group = "{group}"
+from = "{start}"
 [streams.rsvps]
 preset = "rsvps"
 [[sinks]]
@@ -216,10 +217,12 @@ class Case:
         self.broker.ask("create", self.topic, self.partitions, f"{self.topic}.out", 3)
         self.configure()
 
-    def configure(self, brokers=None, security=None, key="event_id"):
+    def configure(self, brokers=None, security=None, key="event_id", start="earliest"):
         security = f"security = {{ {security} }}" if security else ""
         brokers = brokers or self.broker.brokers
-        text = CONFIG.format(brokers=brokers, topic=self.topic, group=self.group, security=security, key=key)
+        text = CONFIG.format(
+            brokers=brokers, topic=self.topic, group=self.group, security=security, key=key, start=start
+        )
         (self.folder / "weir.toml").write_text(text)
 
     def secure(self, mechanism, password=None, ca_file=None):

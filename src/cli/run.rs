@@ -16,6 +16,7 @@ use crate::operators::{StreamProgress, Totals};
 use crate::query::Handles;
 use crate::runtime::data_dir::DataDir;
 use crate::runtime::{Ended, Options, POLL, PartError, Running, RuntimeError, disorder, notes};
+use crate::sources::kafka::reads_partition;
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -127,10 +128,15 @@ impl Run {
 
     /// A reset is accepted for one partition that a source reads, by its name.
     fn check_resets(&self, config: &Config) -> Result<(), RuntimeError> {
-        let has_kafka = config
+        let kafka = config
             .sources
             .iter()
-            .any(|source| matches!(source.kind, SourceKind::Kafka(_)));
+            .filter_map(|source| match &source.kind {
+                SourceKind::Kafka(def) => Some(&def.topics),
+                _ => None,
+            });
+        let kafka: Vec<_> = kafka.collect();
+        let is_read = |name: &str| kafka.iter().any(|topics| reads_partition(topics, name));
         let is_name = |name: &str| {
             name.rsplit_once('/').is_some_and(|(topic, number)| {
                 !topic.is_empty() && number.parse::<i32>().is_ok_and(|number| number >= 0)
@@ -140,11 +146,16 @@ impl Run {
             Some(name) => Err(RuntimeError::Config(format!(
                 "--accept-reset {name}: write the partition as `weir status` does, for example orders/3"
             ))),
-            None if !self.accept_reset.is_empty() && !has_kafka => Err(RuntimeError::Config(
+            None if !self.accept_reset.is_empty() && kafka.is_empty() => Err(RuntimeError::Config(
                 "--accept-reset is for partitions of Kafka, and no source has type = \"kafka\""
                     .into(),
             )),
-            None => Ok(()),
+            None => match self.accept_reset.iter().find(|name| !is_read(name)) {
+                Some(name) => Err(RuntimeError::Config(format!(
+                    "--accept-reset {name}: no source reads this topic; `weir status` names the partitions that have halted"
+                ))),
+                None => Ok(()),
+            },
         }
     }
 

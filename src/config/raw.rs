@@ -120,8 +120,8 @@ pub struct Source {
     pub pattern: Option<String>,
     /// `kafka`: the consumer group.
     pub group: Option<String>,
-    /// `kafka`: where a partition without a stored position begins: `earliest`, `latest`, or a
-    /// time.
+    /// `kafka`: where a partition without a stored position begins: `earliest`, `latest` (of those
+    /// that exist at the first start), or a time.
     pub from: Option<String>,
     /// `kafka`: what becomes of a message without a value: `dead_letter`, `row` or `skip`.
     pub tombstone: Option<String>,

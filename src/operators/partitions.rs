@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Lsn, Micros};
-use crate::wal::{FileIdentity, Frame, Kind};
+use crate::wal::{FileIdentity, Frame, Kind, LastRecord};
 
 /// Partition of records known only from retained rows.
 pub const RETAINED_PARTITION: &str = "\u{1}kept";
@@ -37,6 +37,10 @@ pub struct PartitionState {
     /// The last event id of its last frame of records, after which its server continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_event_id: Option<String>,
+    /// The last record before `next_offset`, which its source finds there again; none if that is
+    /// not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_record: Option<LastRecord>,
 }
 
 /// Dead letters of a line that is complete now, and the record that it is.
@@ -61,6 +65,8 @@ impl PartitionState {
         }
         let next = frame.attributes.next_offset?;
         self.next_offset = next;
+        // One of an earlier position says nothing about this one.
+        self.last_record = frame.attributes.last_record;
         if header.kind != Kind::Record {
             return None;
         }
@@ -101,6 +107,7 @@ impl PartitionState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::{FrameAttributes, Header, Records};
 
     #[test]
     fn a_completed_line_is_the_record_of_its_dead_letters() {
@@ -136,5 +143,40 @@ mod tests {
             serde_json::to_string(&partition).expect("JSON"),
             r#"{"next_offset":0,"file":null,"received_at":0,"cut_line":[100,5],"cut_lsns":[1]}"#
         );
+    }
+
+    #[test]
+    fn the_last_record_is_that_of_the_last_position() {
+        let last_record = |offset| LastRecord {
+            offset,
+            fingerprint: 7,
+        };
+        let frame = |kind, next_offset, last_record| {
+            let attributes = FrameAttributes {
+                next_offset,
+                last_record,
+                ..FrameAttributes::default()
+            };
+            let records = Records::single(b"{}");
+            Frame::data(Header::new(kind, "s"), &records, attributes).expect("memory")
+        };
+        let mut partition = PartitionState::default();
+        partition.observe(&frame(Kind::Record, Some(5), Some(last_record(4))));
+        assert_eq!(partition.last_record, Some(last_record(4)));
+        // Markers of transactions follow it.
+        partition.observe(&frame(Kind::PartitionEnd, Some(7), Some(last_record(4))));
+        assert_eq!(
+            (partition.next_offset, partition.last_record),
+            (7, Some(last_record(4)))
+        );
+        // The end of a file says nothing of a position.
+        partition.observe(&frame(Kind::PartitionEnd, None, None));
+        assert_eq!(partition.last_record, Some(last_record(4)));
+        let text = serde_json::to_string(&partition).expect("JSON");
+        let end = r#""last_record":{"offset":4,"fingerprint":7}}"#;
+        assert!(text.ends_with(end), "{text}");
+        // An accepted reset, or a frame of a version without it.
+        partition.observe(&frame(Kind::Gap, Some(0), None));
+        assert_eq!((partition.next_offset, partition.last_record), (0, None));
     }
 }

@@ -20,7 +20,7 @@ pub(crate) enum MetricKind {
 use MetricKind::{Counter, Gauge, Histogram};
 
 /// Every metric, with what it is: the `# HELP` lines of `/metrics`, and the reference in `docs`.
-pub(crate) const METRICS: [(&str, MetricKind, &str); 33] = [
+pub(crate) const METRICS: [(&str, MetricKind, &str); 34] = [
     (
         "weir_log_synced_lsn",
         Gauge,
@@ -101,6 +101,11 @@ pub(crate) const METRICS: [(&str, MetricKind, &str); 33] = [
         "weir_source_waiting",
         Gauge,
         "Partitions of a source that wait.",
+    ),
+    (
+        "weir_source_halted",
+        Gauge,
+        "Partitions of a source that wait for `--accept-reset`.",
     ),
     (
         "weir_sink_state",
@@ -249,6 +254,8 @@ pub(super) fn publish(
             metrics::gauge!("weir_source_lag_records", "source" => source, "partition" => partition)
                 .set(*lag as f64);
         }
+        metrics::gauge!("weir_source_halted", "source" => name.clone())
+            .set(health.halted_total as f64);
         metrics::gauge!("weir_source_waiting", "source" => name).set(health.waiting_total as f64);
     }
     for (name, health) in progress.sinks() {

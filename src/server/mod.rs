@@ -40,6 +40,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
+use crate::event::Micros;
 use crate::ingest::Ingest;
 use crate::query::ClientId;
 use crate::query::live::Live;
@@ -117,6 +118,8 @@ pub struct App(Arc<Inner>);
 
 pub(crate) struct Inner {
     parts: Parts,
+    /// By which clients notice that the server was restarted, also within one process.
+    started_at: Micros,
     metrics: Rendered,
     ingest: Mutex<Option<Ingest>>,
     in_flight: InFlight,
@@ -145,6 +148,7 @@ impl App {
         let live = Arc::new(Semaphore::new(parts.connections.div_ceil(2)));
         let connections = Connections::new(parts.connections);
         Self(Arc::new(Inner {
+            started_at: parts.queries.clock.now(),
             parts,
             metrics: Rendered::new(MAX_METRICS_AGE),
             ingest,

@@ -64,8 +64,8 @@ fn document() -> Markup {
                     }
                 }
                 footer .foot {
-                    a href="/docs" { "API" }
-                    a href="/metrics" { "Metrics" }
+                    a #api-link href="/docs" { "API" }
+                    a #metrics-link href="/metrics" { "Metrics" }
                     span { "Weir " (env!("CARGO_PKG_VERSION")) }
                 }
             }
@@ -93,6 +93,7 @@ fn head() -> Markup {
                 span #connection .connection data-state="connecting" role="status" {
                     span #connection-text { "Connecting" }
                 }
+                button #sign-out .link type="button" data-test="sign-out" hidden { "Sign out" }
             }
         }
     }

@@ -25,6 +25,7 @@ use super::error::ApiError;
 use super::guard::Client;
 use super::receive::Small;
 use super::{App, FOLDER_KEY, MAX_RETRIES};
+use crate::event::rfc3339;
 use crate::query::ClientId;
 use crate::query::encode::Format;
 use crate::query::spool::SpooledAnswer;
@@ -143,10 +144,14 @@ pub async fn windows(
     Ok(respond(JSON, app.0.parts.queries.windows(&params).await?))
 }
 
-/// Progress of the log and the views.
-#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "{synced_lsn, streams, views, sources, sinks, gaps, notes}")))]
-pub async fn status(State(app): State<App>) -> Json<Value> {
-    Json(app.0.parts.queries.status())
+/// Progress of the log and the views, since when the server runs, and whether the client may write.
+#[utoipa::path(get, path = "/api/v1/status",
+    responses((status = 200, description = "{synced_lsn, streams, views, sources, sinks, gaps, notes, started_at, may_write}")))]
+pub async fn status(State(app): State<App>, Extension(client): Extension<Client>) -> Json<Value> {
+    let mut status = app.0.parts.queries.status();
+    status["started_at"] = json!(rfc3339(app.0.started_at));
+    status["may_write"] = json!(client.may_write);
+    Json(status)
 }
 
 /// The configuration in force: settings with their origins, declarations, and sources and sinks as

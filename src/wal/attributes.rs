@@ -12,6 +12,7 @@
 //! | 7 | per record what a Kafka message carries beside its value, see below |
 //! | 8 | UTF-8: the last event id of a stream of server-sent events, after which it continues |
 //! | 9 | varint: how many records the source recognizes, then per record 16 bytes by which it does |
+//! | 10 | the last record before the offset of tag 2: varint its offset, u64 fingerprint |
 //!
 //! A file's identity is: varint inode, varint length of its head, u32 CRC-32C of that head; then
 //! optional fields, each with its own u8 tag:
@@ -177,6 +178,35 @@ impl RecordIdentities {
     }
 }
 
+/// The last record that was taken from a partition, by which its log is recognized at the next
+/// start: what has this offset there never changes, but may be removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LastRecord {
+    /// Its offset, which is before the one where the partition continues.
+    pub offset: u64,
+    /// A hash of its content, which the source computes.
+    pub fingerprint: u64,
+}
+
+impl LastRecord {
+    fn encode(self) -> Vec<u8> {
+        let mut part = Vec::new();
+        put_varint(&mut part, self.offset);
+        part.extend_from_slice(&self.fingerprint.to_le_bytes());
+        part
+    }
+
+    fn decode(mut part: &[u8]) -> Result<Self, DamagedFrame> {
+        let offset = take_varint(&mut part)?;
+        // A newer version appends its fields.
+        let fingerprint = part.first_chunk::<8>().ok_or(DamagedFrame)?;
+        Ok(Self {
+            offset,
+            fingerprint: u64::from_le_bytes(*fingerprint),
+        })
+    }
+}
+
 /// Attributes of a frame, decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FrameAttributes {
@@ -198,6 +228,8 @@ pub struct FrameAttributes {
     pub last_event_id: Option<String>,
     /// What records that are polled again are recognized by.
     pub identities: Option<RecordIdentities>,
+    /// The last record before `next_offset`; none if the source does not compare it, or not yet.
+    pub last_record: Option<LastRecord>,
 }
 
 impl FrameAttributes {
@@ -283,6 +315,9 @@ impl FrameAttributes {
         if let Some(identities) = &self.identities {
             put_part(&mut out, 9, &identities.encode());
         }
+        if let Some(record) = self.last_record {
+            put_part(&mut out, 10, &record.encode());
+        }
         out
     }
 
@@ -326,6 +361,7 @@ impl FrameAttributes {
                     attributes.last_event_id = Some(id.to_owned());
                 }
                 9 => attributes.identities = Some(RecordIdentities::decode(part)?),
+                10 => attributes.last_record = Some(LastRecord::decode(part)?),
                 _ => {}
             }
         }
@@ -535,6 +571,7 @@ mod tests {
             messages in vec(message(), 0..9),
             last_event_id in proptest::option::of(".{0,20}"),
             identities in proptest::option::of((any::<u64>(), vec(any::<u128>(), 0..9))),
+            last_record in proptest::option::of(any::<(u64, u64)>()),
         ) {
             let offsets = steps.iter().scan(first, |p, s| { *p += s; Some(*p) }).collect();
             let attributes = FrameAttributes {
@@ -550,6 +587,7 @@ mod tests {
                 messages,
                 last_event_id,
                 identities: identities.map(|(remembered, of_records)| RecordIdentities { remembered, of_records }),
+                last_record: last_record.map(|(offset, fingerprint)| LastRecord { offset, fingerprint }),
             };
             prop_assert_eq!(FrameAttributes::decode(&attributes.encode(first), first), Ok(attributes));
         }
@@ -607,5 +645,25 @@ mod tests {
         for damaged in [&[9, 3, 1, 2, 3][..], &[8, 1, 0xff]] {
             assert_eq!(FrameAttributes::decode(damaged, 0), Err(DamagedFrame));
         }
+    }
+
+    #[test]
+    fn the_tag_of_a_last_record_is_the_formats() {
+        let attributes = FrameAttributes {
+            next_offset: Some(301),
+            last_record: Some(LastRecord {
+                offset: 300,
+                fingerprint: 0x0807_0605_0403_0201,
+            }),
+            ..FrameAttributes::default()
+        };
+        let expected = [2, 2, 0xad, 2, 10, 10, 0xac, 2, 1, 2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(attributes.encode(0), expected);
+        assert_eq!(FrameAttributes::decode(&expected, 0), Ok(attributes));
+        // A fingerprint that is cut off.
+        assert_eq!(
+            FrameAttributes::decode(&[10, 3, 0, 1, 2], 0),
+            Err(DamagedFrame)
+        );
     }
 }

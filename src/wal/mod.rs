@@ -16,7 +16,9 @@ pub mod segment;
 mod space;
 mod writer;
 
-pub use attributes::{FileIdentity, FrameAttributes, RecordIdentities, RecordIdentity, Sorted};
+pub use attributes::{
+    FileIdentity, FrameAttributes, LastRecord, RecordIdentities, RecordIdentity, Sorted,
+};
 pub use error::{DamagedFrame, WalError};
 pub use frame::{Frame, Header, Kind, Records, RecordsBuilder};
 pub use reader::LogReader;

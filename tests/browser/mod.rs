@@ -4,6 +4,7 @@
 mod driver;
 mod pipeline;
 mod places;
+mod restarts;
 mod statements;
 mod visitors;
 

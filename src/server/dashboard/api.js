@@ -17,7 +17,8 @@ export class ApiError extends Error {
   }
 }
 
-/** Notifies listeners whether the server answers: "live", "lost", "paused" or "connecting". */
+/** Notifies listeners whether the server answers: "live", "lost", "paused" or "connecting"; and of
+ * another token that it accepts. */
 export const connection = new EventTarget();
 let state = "connecting";
 let stopProbing = null;
@@ -50,21 +51,29 @@ export function lost() {
 /** The error of a request or of the reading of its answer that was broken off. */
 const broken = (error) => (error.name === "AbortError" ? error : lost());
 
+export const isSignedIn = () => sessionStorage.getItem(TOKEN) !== null;
+export const signOut = () => sessionStorage.removeItem(TOKEN);
+
 async function errorOf(response) {
   const body = await response.json().catch(() => ({}));
   const error = body.error ?? { message: `The server answered ${response.status}.` };
   return new ApiError(response.status, error);
 }
 
-/** A response; asks for a token when the server does, and then repeats the request. */
-export async function send(path, { method = "GET", headers = {}, body, signal } = {}) {
-  for (;;) {
+/**
+ * A response; asks for a token when the server does, and then repeats the request. Without an
+ * answer within `timeout`, in milliseconds and instead of a signal, the server is taken for lost.
+ */
+export async function send(path, { method = "GET", headers = {}, body, signal, keepalive, timeout } = {}) {
+  for (let isNewToken = false; ; isNewToken = true) {
     const token = sessionStorage.getItem(TOKEN);
     const all = { ...headers };
     if (token) all.Authorization = `Bearer ${token}`;
     let response;
     try {
-      response = await fetch(path, { method, headers: all, body, signal, cache: "no-store" });
+      const limit = timeout ? AbortSignal.timeout(timeout) : signal;
+      const options = { method, headers: all, body, signal: limit, keepalive, cache: "no-store" };
+      response = await fetch(path, options);
     } catch (error) {
       throw broken(error);
     }
@@ -75,6 +84,7 @@ export async function send(path, { method = "GET", headers = {}, body, signal } 
       sessionStorage.setItem(TOKEN, given);
       continue;
     }
+    if (isNewToken) connection.dispatchEvent(new Event("signin"));
     setConnection("live");
     if (!response.ok) throw await errorOf(response);
     return response;
@@ -90,6 +100,9 @@ const exactly = (_, value, context) =>
 export const parse = (text) => JSON.parse(text, exactly);
 
 const read = async (response) => parse(await response.text().catch((error) => Promise.reject(broken(error))));
+
+/** The bytes of an answer, for a file. */
+export const blob = (response) => response.blob().catch((error) => Promise.reject(broken(error)));
 
 export const get = async (path, options) => read(await send(path, options));
 

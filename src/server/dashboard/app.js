@@ -1,6 +1,7 @@
 // Starts the page: chooses the section by the part of the URL after #, and shows what sections share.
 
-import { connection, lost } from "./api.js";
+import { asked, mountAccess, refreshControls } from "./access.js";
+import { connection, get, lost, send } from "./api.js";
 import { errorBox, h, link, resume, select, setText, show } from "./dom.js";
 import { changed, configuration, place, setPlace, setStream, stream } from "./state.js";
 
@@ -69,7 +70,7 @@ async function open() {
   document.title = `${root.getAttribute("aria-label")} · Weir`;
   try {
     const configured = configuration().then((found) => chooseStream(found, query.get("stream")));
-    const [section] = await Promise.all([load(name), configured]);
+    const [section] = await Promise.all([load(name), configured, asked()]);
     if (own !== visit) return;
     current = { name, section };
     if (!mounted.has(name)) {
@@ -79,6 +80,7 @@ async function open() {
     if (own !== visit) return;
     focusSearch();
     await section.enter(path, query);
+    refreshControls();
   } catch (error) {
     if (own !== visit) return;
     if (error.status === undefined) console.error(error);
@@ -98,13 +100,19 @@ function choose(name) {
     asked.set("stream", name);
     history.replaceState(null, "", `${path}?${asked}`);
   }
+  missing = null;
+  showFilters();
   setStream(name);
 }
 
+/** A stream that the URL names and the server does not have. */
+let missing = null;
+
 /** Chooses the stream that the URL names, else stays with the one shown, else takes the first. */
-async function chooseStream({ streams }, asked) {
+async function chooseStream({ streams }, named) {
   const names = Object.keys(streams ?? {});
-  if (names.includes(asked)) await setStream(asked);
+  missing = named === null || names.includes(named) ? null : named;
+  if (names.includes(named)) await setStream(named);
   else if (!names.includes(stream)) await setStream(names[0] ?? null);
   const isChoice = names.length > 1;
   show(
@@ -119,7 +127,17 @@ async function chooseStream({ streams }, asked) {
       ),
   );
   at("stream").hidden = !isChoice;
+  showFilters();
 }
+
+changed.addEventListener("server", () => {
+  const named = route().query.get("stream");
+  // If it fails, the state of the connection says so, and the next answer begins again.
+  configuration().then(
+    (found) => chooseStream(found, named),
+    () => {},
+  );
+});
 
 const STATES = {
   connecting: "Connecting",
@@ -134,10 +152,17 @@ connection.addEventListener("change", ({ detail }) => {
   if (detail === "live") resume(document.querySelectorAll("main > section:not([hidden]) [role=alert]"));
 });
 
-changed.addEventListener("place", () => {
-  at("filters").hidden = !place;
+function showFilters() {
+  at("filters").hidden = !place && missing === null;
   show(
     at("filters"),
+    missing !== null &&
+      h(
+        "span",
+        { "data-test": "missing-stream" },
+        `There is no stream ${missing}. `,
+        stream ? `Shown is ${stream}.` : "This server has no stream.",
+      ),
     place && [
       h(
         "span",
@@ -149,7 +174,9 @@ changed.addEventListener("place", () => {
       link("Remove filter", () => setPlace(null), { "data-test": "remove-place" }),
     ],
   );
-});
+}
+
+changed.addEventListener("place", showFilters);
 
 let isSearchWanted = false;
 
@@ -176,5 +203,16 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   at("content").focus();
 });
 
+mountAccess({
+  signOutButton: at("sign-out"),
+  links: [
+    {
+      element: at("api-link"),
+      path: "/openapi.json",
+      read: async (path) => JSON.stringify(await get(path), null, 2),
+    },
+    { element: at("metrics-link"), path: "/metrics", read: async (path) => (await send(path)).text() },
+  ],
+});
 addEventListener("hashchange", open);
 open();

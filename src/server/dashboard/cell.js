@@ -1,6 +1,6 @@
 // A statement with its result: editor, run and cancel, error with its place, downloads.
 
-import { post, sql } from "./api.js";
+import { blob, post, sql } from "./api.js";
 import { button, h, setText, show } from "./dom.js";
 import { Editor } from "./editor.js";
 import { duration, number, time } from "./format.js";
@@ -79,6 +79,8 @@ export class Cell {
       this.onrun?.({ statement, rows: answer.rows.length, ms: took });
     } catch (error) {
       this.fail(error, shift);
+      const failure = error.name === "AbortError" ? "It was cancelled." : error.message;
+      this.onrun?.({ statement, failure });
       if (error.status === 0) this.problem.resume = () => this.run();
     } finally {
       clearInterval(clock);
@@ -137,12 +139,16 @@ export class Cell {
     this.abort?.abort();
   }
 
+  /** Runs the statement again, for a file; it is ended like any other. */
   async download(format) {
+    if (this.abort) return;
     const statement = this.ran;
+    this.begin();
     setText(this.status, `Preparing ${format} …`);
     try {
-      const response = await post("/api/v1/sql", { sql: statement, format, id: newId() });
-      const url = URL.createObjectURL(await response.blob());
+      const { signal } = this.abort;
+      const response = await post("/api/v1/sql", { sql: statement, format, id: this.id }, { signal });
+      const url = URL.createObjectURL(await blob(response));
       h("a", {
         href: url,
         download: `weir-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.${format}`,
@@ -151,6 +157,8 @@ export class Cell {
       setText(this.status, "Downloaded.");
     } catch (error) {
       this.fail(error, 0);
+    } finally {
+      this.end();
     }
   }
 }

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { errorBox, h, show } from "./dom.js";
+import { changed } from "./state.js";
 
 export function configurationTab() {
   const root = h("div", { id: "configuration" }, h("p", { class: "loading" }, "Loading …"));
@@ -12,6 +13,7 @@ export function configurationTab() {
       show(root, errorBox(error, enter));
     }
   };
+  changed.addEventListener("server", () => root.isConnected && enter());
   return { root, enter };
 }
 

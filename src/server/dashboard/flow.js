@@ -1,6 +1,7 @@
 // The picture of the pipeline: sources, log, streams with their operators, views and sinks, each
 // with its rate, lag and errors, and lines along which records flow.
 
+import { writing } from "./access.js";
 import { post } from "./api.js";
 import { button, h, setText, show } from "./dom.js";
 import { bytes, compact, number, rate, time } from "./format.js";
@@ -354,7 +355,7 @@ function actionButton(node, action) {
     },
     { "aria-label": `${action} sink ${name}`, "data-test": `sink-${action}` },
   );
-  return element;
+  return writing(element);
 }
 
 function showReadiness(notice, ready) {

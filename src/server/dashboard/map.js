@@ -59,6 +59,7 @@ export function mount(root) {
     map.setPoints([]);
     if (isShown) enter();
   });
+  changed.addEventListener("server", () => isShown && enter());
 }
 
 export function enter() {
@@ -141,16 +142,23 @@ function goTo(next) {
   map.goTo(next);
 }
 
-/** While no place is chosen: what to do, and where most happens. */
-function showBusiest() {
+/** While no place is chosen: what a click does for this stream, and where most happens. */
+async function showBusiest(own) {
+  const [at, { places }] = await Promise.all([coordinates(), declaration()]);
+  if (own !== visit) return;
+  if (!at) {
+    const text = "Events of this stream have no coordinates.";
+    show(side, h("h2", {}, "No places"), h("p", { class: "muted" }, text));
+    return;
+  }
+  const nearest = places ? "Click the map for the nearest venues with their coming events. " : "";
+  const then = places
+    ? "Overview and search are then filtered to that place."
+    : "Click the map to filter overview and search to a place.";
   show(
     side,
     h("h2", {}, "Choose a place"),
-    h(
-      "p",
-      { class: "muted" },
-      "Click the map for the nearest venues with their coming events. Overview and search are then filtered to that place.",
-    ),
+    h("p", { class: "muted" }, nearest, then),
     busiestTitle,
     busiestList,
   );
@@ -182,7 +190,11 @@ async function showPlace() {
   map.setCircle(place);
   const own = ++visit;
   if (!place) {
-    showBusiest();
+    try {
+      await showBusiest(own);
+    } catch (error) {
+      if (own === visit) show(side, errorBox(error, showPlace));
+    }
     return;
   }
   const { lat, lon, km } = place;

@@ -1,16 +1,10 @@
 // A notebook: statements with their results, and text between them. It is opened by its URL.
 
+import { access, readOnly } from "./access.js";
 import { Cell } from "./cell.js";
 import { button, errorBox, h, setText, show } from "./dom.js";
 import { time } from "./format.js";
-import {
-  isReadOnly,
-  listNotebooks,
-  readNotebook,
-  removeNotebook,
-  saveAsNotebook,
-  writeNotebook,
-} from "./notebooks.js";
+import { readNotebook, removeNotebook, saveAsNotebook, writeNotebook } from "./notebooks.js";
 import { prose } from "./prose.js";
 
 const MAX_CELLS = 200;
@@ -38,6 +32,12 @@ addEventListener("beforeunload", (event) => {
 
 export function mount(element) {
   root = element;
+  // Another token may do more or less; what is not saved stays as it is.
+  access.addEventListener("change", onAccess);
+}
+
+function onAccess() {
+  if (!root.hidden && !isChanged()) enter([name]);
 }
 
 export async function enter([asked = null]) {
@@ -55,7 +55,6 @@ export async function enter([asked = null]) {
   name = asked;
   show(root, h("p", { class: "loading" }, "Loading …"));
   try {
-    await listNotebooks();
     const read = name
       ? await readNotebook(name)
       : {
@@ -86,7 +85,7 @@ export function leave() {
 }
 
 function build(read) {
-  const canWrite = !isReadOnly();
+  const canWrite = !readOnly();
   title = h("input", {
     class: "notebook-title",
     "aria-label": "Title",
@@ -119,7 +118,11 @@ function build(read) {
       button("Run all", () => runAll(), { "data-test": "run-all" }),
       canWrite
         ? [saveButton, name && button("Delete", remove, { "data-test": "notebook-delete" })]
-        : h("span", { class: "tag", "data-test": "read-only" }, "read-only"),
+        : h(
+            "span",
+            { class: "tag", "data-test": "read-only", title: "This token may not save notebooks." },
+            "read-only",
+          ),
     ),
     list,
     canWrite &&

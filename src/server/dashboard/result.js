@@ -2,6 +2,7 @@
 
 import { clear, draw, plain } from "./chart.js";
 import { empty, h, select, show } from "./dom.js";
+import { number } from "./format.js";
 import { columnsOf, grid } from "./grid.js";
 import { WorldMap } from "./world.js";
 
@@ -134,7 +135,10 @@ export class Result {
     this.element = h("div", { class: "chart chart-result", "data-test": "chart" });
     show(this.body, this.element);
     const rows = this.answer.rows.slice(0, MAX_CHART_ROWS);
-    const traces = kind === "pie" ? [slices(rows, x, y[0])] : lines(rows, kind, x, y, series);
+    const { traces, left } =
+      kind === "pie" ? { traces: [slices(rows, x, y[0])], left: 0 } : lines(rows, kind, x, y, series);
+    const omitted = notDrawn(this.answer.rows.length, traces.length, left, series);
+    if (omitted) this.body.prepend(h("p", { class: "muted small", "data-test": "not-drawn" }, omitted));
     const more =
       kind === "pie"
         ? { hovermode: "closest" }
@@ -194,15 +198,26 @@ function lines(rows, kind, x, y, series) {
     y: of.map((row) => plain(row[column])),
   });
   const ordered = kind === "line" ? [...rows].sort((a, b) => (a[x] > b[x] ? 1 : a[x] < b[x] ? -1 : 0)) : rows;
-  if (!series) return y.map((column) => trace(ordered, column, column));
+  if (!series) return { traces: y.map((column) => trace(ordered, column, column)), left: 0 };
   const groups = new Map();
   for (const row of ordered) {
     if (!groups.has(row[series])) groups.set(row[series], []);
     groups.get(row[series]).push(row);
   }
-  return [...groups]
+  const traces = [...groups]
     .slice(0, MAX_SERIES)
     .map(([value, of]) => trace(of, String(value ?? "(none)").slice(0, 60), y[0]));
+  return { traces, left: groups.size - traces.length };
+}
+
+/** What a chart leaves out, if anything. `left` is the number of further series. */
+function notDrawn(rows, series, left, column) {
+  const texts = [];
+  if (rows > MAX_CHART_ROWS)
+    texts.push(`Drawn are the first ${number(MAX_CHART_ROWS)} of ${number(rows)} rows.`);
+  if (left > 0)
+    texts.push(`Drawn are the first ${number(series)} of ${number(series + left)} values of ${column}.`);
+  return texts.join(" ");
 }
 
 /** Times are drawn in the reader's zone, as they are in tables. */

@@ -1,10 +1,11 @@
 // SQL: an editor with tables and completion, results as table and chart, history, and notebooks.
 
+import { access, readOnly, writing } from "./access.js";
 import { Cell } from "./cell.js";
 import { button, empty, errorBox, h, link, show } from "./dom.js";
 import { duration, number, time } from "./format.js";
 import { forget, history, remember } from "./history.js";
-import { isReadOnly, listNotebooks, saveAsNotebook } from "./notebooks.js";
+import { listNotebooks, saveAsNotebook } from "./notebooks.js";
 import { catalog, changed, KINDS, placeCondition, stream } from "./state.js";
 
 let cell;
@@ -21,7 +22,7 @@ export function mount(root) {
     },
   });
   cell.bar.insertBefore(
-    button("Save", save, { "data-test": "save-query", title: "Save as a notebook" }),
+    writing(button("Save", save, { "data-test": "save-query", title: "Save as a notebook" })),
     cell.downloads,
   );
   browser = h("div", { id: "tables" });
@@ -49,6 +50,8 @@ export function mount(root) {
     ),
   );
   changed.addEventListener("place", offerPlace);
+  changed.addEventListener("server", showTables);
+  access.addEventListener("change", showNotebooks);
 }
 
 const fold = (title, body, isOpen) =>
@@ -146,7 +149,7 @@ function showHistory() {
     h(
       "ol",
       { class: "history" },
-      entries.map(({ statement, at, rows, ms }) =>
+      entries.map(({ statement, at, rows, ms, failure }) =>
         h(
           "li",
           {},
@@ -158,7 +161,12 @@ function showHistory() {
             },
             { title: statement },
           ),
-          h("span", { class: "muted small" }, time(at), ` · ${number(rows)} rows · ${duration(ms)}`),
+          h(
+            "span",
+            { class: "muted small", title: failure },
+            time(at),
+            failure ? " · failed" : ` · ${number(rows)} rows · ${duration(ms)}`,
+          ),
         ),
       ),
     ),
@@ -192,7 +200,7 @@ async function showNotebooks() {
           ),
         ),
       ),
-      !isReadOnly() &&
+      !readOnly() &&
         h("p", {}, h("a", { href: "#/notebook", "data-test": "new-notebook" }, "New notebook")),
     );
   } catch (error) {

@@ -1,8 +1,10 @@
 // What sections share: the stream, the place filter, and what the server has.
 
-import { get, identifier, sql } from "./api.js";
+import { access } from "./access.js";
+import { connection, get, identifier, sql } from "./api.js";
 import { circle, square } from "./distance.js";
 
+/** Announces another "stream" or "place", and a "server" that was restarted. */
 export const changed = new EventTarget();
 const announce = (name) => changed.dispatchEvent(new CustomEvent(name));
 
@@ -26,7 +28,8 @@ export function setPlace(next) {
 
 let reading = null;
 
-/** `{settings, streams, sources, sinks, windows}` as in force; read once, and again if that failed. */
+/** `{settings, streams, sources, sinks, windows}` as in force; read once in each run of the
+ * server, and again if that failed. */
 export function configuration() {
   reading ??= get("/api/v1/configuration").catch((error) => {
     reading = null;
@@ -34,6 +37,24 @@ export function configuration() {
   });
   return reading;
 }
+
+function forget() {
+  reading = null;
+  tables = null;
+}
+
+let wasLost = false;
+
+// While the server did not answer, it may have been started with another configuration. What failed
+// is tried again right after this, and so reads the new one.
+connection.addEventListener("change", ({ detail }) => {
+  if (detail === "live" && wasLost) forget();
+  wasLost = detail === "lost" || (wasLost && detail !== "live");
+});
+access.addEventListener("restart", () => {
+  forget();
+  announce("server");
+});
 
 /** A declaration of the chosen stream. */
 export async function declaration() {

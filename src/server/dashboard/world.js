@@ -1,6 +1,7 @@
 // A map of the world on a canvas: land and borders, density where points are many, points where they
 // are few. It can be dragged, zoomed with wheel, fingers or keys, and clicked.
 
+import { poll } from "./api.js";
 import { button, h } from "./dom.js";
 import { number } from "./format.js";
 import { toUnit, View } from "./projection.js";
@@ -13,12 +14,26 @@ const HIT_PIXELS = 10;
 /** Between copies of the world that are drawn side by side. */
 const COPIES = [-1, 0, 1];
 
+/** How often land and borders that could not be read are asked for again. */
+const AGAIN_MS = 5000;
+
 let world = null;
 
-/** Land and borders as paths over the unit square. */
+/** Land and borders as paths over the unit square; read once, and again if that failed. */
 function outlines() {
-  world ??= fetch("/assets/world.json")
-    .then((response) => response.json())
+  world ??= readOutlines().catch((error) => {
+    world = null;
+    throw error;
+  });
+  return world;
+}
+
+function readOutlines() {
+  return fetch("/assets/world.json")
+    .then((response) => {
+      if (!response.ok) throw new Error(`world.json: status ${response.status}`);
+      return response.json();
+    })
     .then((data) => {
       const path = (lines, isClosed) => {
         const out = new Path2D();
@@ -37,7 +52,6 @@ function outlines() {
       };
       return { land: path(data.land, true), borders: path(data.borders, false) };
     });
-  return world;
 }
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -54,11 +68,12 @@ export class WorldMap {
     this.circle = null;
     this.onclick = onclick;
     this.onmove = onmove;
+    const choice = onclick ? ", Enter chooses the middle" : "";
     this.canvas = h("canvas", {
       tabindex: 0,
       role: "application",
       "data-test": "map-canvas",
-      "aria-label": `${label}. Arrow keys move, plus and minus zoom, Enter chooses the middle.`,
+      "aria-label": `${label}. Arrow keys move, plus and minus zoom${choice}.`,
     });
     this.tip = h("div", { class: "map-tip", hidden: true });
     const zoom = (factor) => () => this.change(() => this.view.zoom(factor));
@@ -77,15 +92,22 @@ export class WorldMap {
       h("p", { class: "map-credit" }, "Natural Earth"),
     );
     this.listen();
-    outlines().then(
-      (paths) => {
-        this.paths = paths;
-        this.draw();
-      },
-      () => {},
-    );
+    this.readWorld();
     new ResizeObserver(() => this.resize()).observe(this.root);
     this.root.redraw = () => this.draw();
+  }
+
+  /** Reads land and borders; until that succeeds, points are drawn without them. */
+  readWorld() {
+    const stop = poll(AGAIN_MS, async () => {
+      try {
+        this.paths = await outlines();
+        this.draw();
+        stop();
+      } catch {
+        if (!this.root.isConnected) stop();
+      }
+    });
   }
 
   /** `[{lat, lon, n, label}]`. */

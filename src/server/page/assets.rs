@@ -33,7 +33,8 @@ macro_rules! own {
     };
 }
 
-const OWN: [(&str, &str, &[u8]); 40] = own! {
+const OWN: [(&str, &str, &[u8]); 41] = own! {
+    "access.js": SCRIPT,
     "api.js": SCRIPT,
     "app.js": SCRIPT,
     "cell.js": SCRIPT,

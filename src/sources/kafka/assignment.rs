@@ -3,14 +3,16 @@
 //! | position in the log | the broker has | start |
 //! |---|---|---|
 //! | none | anything | where `from` says |
-//! | 120 | 100 … 200 | at 120 |
+//! | 120 | 100 … 200 | at 120, after the record before it is compared |
 //! | 120 | 100 … 120 | at 120, once there is more |
 //! | 80 | 100 … 200 | none: 80 to 99 were removed before they were read |
 //! | 250 | 100 … 200 | none: it is another topic of that name, or the broker lost records |
+//! | 120, and 119 was compared and differs | 100 … 200 | none, for the same reasons |
 //!
 //! A partition without a start halts until `--accept-reset` names it.
 
 use super::topics::TopicPartition;
+use crate::wal::LastRecord;
 
 /// What the broker has of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +21,16 @@ pub(super) struct Watermarks {
     pub low: u64,
     /// The offset after the last record that is committed.
     pub high: u64,
+}
+
+/// Where the log has a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    pub next: u64,
+    /// The last record that was read, if it is known.
+    pub last: Option<LastRecord>,
+    /// The broker has another record in its place.
+    pub is_refuted: bool,
 }
 
 /// Where `from` puts a partition of which the log has no position.
@@ -37,7 +49,12 @@ pub(super) enum Reset {
     Expired { next: u64, low: u64 },
     /// The broker has fewer records than were read.
     Shrunk { next: u64, high: u64 },
+    /// The broker has another record than was read.
+    Replaced { offset: u64 },
 }
+
+/// How a broker comes to have other records than were read.
+const RECREATED: &str = "the topic was deleted and created again, or the broker lost records";
 
 impl Reset {
     /// What happened to which offsets, for a gap or a message.
@@ -47,8 +64,14 @@ impl Reset {
                 "{partition}: offsets {next} to {} were removed by the broker before they were read",
                 low.saturating_sub(1)
             ),
+            Self::Shrunk { next, high: 0 } => format!(
+                "{partition}: the broker has no records, and everything before offset {next} was read already: {RECREATED}"
+            ),
             Self::Shrunk { next, high } => format!(
-                "{partition}: the broker's last offset is before {high}, and everything before {next} was read already: the topic was deleted and created again, or the broker lost records"
+                "{partition}: the broker's last offset is before {high}, and everything before {next} was read already: {RECREATED}"
+            ),
+            Self::Replaced { offset } => format!(
+                "{partition}: the broker's record at offset {offset} is not the one that was read there: {RECREATED}"
             ),
         }
     }
@@ -65,24 +88,48 @@ impl Reset {
 /// Where a partition begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
-    /// At the log's position.
-    Continue(u64),
+    /// At the log's position; before that, its last record is compared.
+    Continue {
+        next: u64,
+        check: Option<LastRecord>,
+    },
     /// For the first time, at an offset that the log has to store.
     Begin(u64),
     /// Nowhere: the position and the broker's records do not fit together.
     Halt(Reset),
 }
 
-/// Decides where a partition begins; `next` is the log's position.
-pub(super) fn decide_start(next: Option<u64>, broker: Watermarks, first: FirstOffset) -> Start {
+/// Decides where a partition begins; `position` is the log's.
+pub(super) fn decide_start(
+    position: Option<Position>,
+    broker: Watermarks,
+    first: FirstOffset,
+) -> Start {
     let Watermarks { low, high } = broker;
-    match (next, first) {
-        (Some(next), _) if next < low => Start::Halt(Reset::Expired { next, low }),
-        (Some(next), _) if next > high => Start::Halt(Reset::Shrunk { next, high }),
-        (Some(next), _) => Start::Continue(next),
+    match (position, first) {
+        (Some(position), _) => continue_at(position, broker),
         (None, FirstOffset::Earliest) => Start::Begin(low),
         (None, FirstOffset::Latest | FirstOffset::OfTime(None)) => Start::Begin(high),
         (None, FirstOffset::OfTime(Some(offset))) => Start::Begin(offset),
+    }
+}
+
+fn continue_at(position: Position, broker: Watermarks) -> Start {
+    let Watermarks { low, high } = broker;
+    let next = position.next;
+    if next < low {
+        return Start::Halt(Reset::Expired { next, low });
+    }
+    if next > high {
+        return Start::Halt(Reset::Shrunk { next, high });
+    }
+    // One that the broker has removed cannot be compared.
+    let last = position.last.filter(|last| last.offset >= low);
+    match last {
+        Some(last) if position.is_refuted => Start::Halt(Reset::Replaced {
+            offset: last.offset,
+        }),
+        check => Start::Continue { next, check },
     }
 }
 
@@ -93,6 +140,12 @@ mod tests {
     #[test]
     fn a_partition_begins_at_its_own_position_or_where_from_says() {
         use FirstOffset::{Earliest, Latest, OfTime};
+        let unknown = |next| Position {
+            next,
+            last: None,
+            is_refuted: false,
+        };
+        let at = |next| Start::Continue { next, check: None };
         let expired = Start::Halt(Reset::Expired { next: 99, low: 100 });
         let shrunk = Start::Halt(Reset::Shrunk {
             next: 201,
@@ -104,9 +157,9 @@ mod tests {
             (None, OfTime(Some(150)), Start::Begin(150)),
             (None, OfTime(None), Start::Begin(200)),
             // `from` says nothing about a partition that has a position.
-            (Some(100), Latest, Start::Continue(100)),
-            (Some(150), OfTime(Some(180)), Start::Continue(150)),
-            (Some(200), Earliest, Start::Continue(200)),
+            (Some(100), Latest, at(100)),
+            (Some(150), OfTime(Some(180)), at(150)),
+            (Some(200), Earliest, at(200)),
             (Some(99), Earliest, expired),
             (Some(201), Latest, shrunk),
         ] {
@@ -115,16 +168,61 @@ mod tests {
                 high: 200,
             };
             assert_eq!(
-                decide_start(next, broker, first),
+                decide_start(next.map(unknown), broker, first),
                 expected,
                 "{next:?} {first:?}"
             );
         }
         // A topic that was created again and is empty.
         let empty = Watermarks { low: 0, high: 0 };
-        assert_eq!(decide_start(Some(0), empty, Earliest), Start::Continue(0));
+        assert_eq!(decide_start(Some(unknown(0)), empty, Earliest), at(0));
         let shrunk = Start::Halt(Reset::Shrunk { next: 1, high: 0 });
-        assert_eq!(decide_start(Some(1), empty, Earliest), shrunk);
+        assert_eq!(decide_start(Some(unknown(1)), empty, Earliest), shrunk);
+    }
+
+    #[test]
+    fn a_last_record_is_compared_where_the_broker_may_have_it() {
+        let broker = Watermarks {
+            low: 100,
+            high: 200,
+        };
+        let start = |next, offset, is_refuted| {
+            let last = Some(LastRecord {
+                offset,
+                fingerprint: 1,
+            });
+            let position = Position {
+                next,
+                last,
+                is_refuted,
+            };
+            decide_start(Some(position), broker, FirstOffset::Latest)
+        };
+        let compared = |next, offset| Start::Continue {
+            next,
+            check: Some(LastRecord {
+                offset,
+                fingerprint: 1,
+            }),
+        };
+        assert_eq!(start(150, 149, false), compared(150, 149));
+        // Markers of transactions follow it.
+        assert_eq!(start(150, 140, false), compared(150, 140));
+        assert_eq!(start(101, 100, false), compared(101, 100));
+        // It was removed: that proves nothing.
+        let uncompared = Start::Continue {
+            next: 100,
+            check: None,
+        };
+        assert_eq!(start(100, 99, false), uncompared);
+        let replaced = Start::Halt(Reset::Replaced { offset: 149 });
+        assert_eq!(start(150, 149, true), replaced);
+        // Less than was read says more.
+        let shrunk = Start::Halt(Reset::Shrunk {
+            next: 250,
+            high: 200,
+        });
+        assert_eq!(start(250, 249, true), shrunk);
     }
 
     #[test]
@@ -135,10 +233,14 @@ mod tests {
             next: 250,
             high: 200,
         };
-        let messages = [expired.advice(&partition), shrunk.advice(&partition)];
+        let empty = Reset::Shrunk { next: 250, high: 0 };
+        let replaced = Reset::Replaced { offset: 149 };
+        let messages = [expired, shrunk, empty, replaced].map(|reset| reset.advice(&partition));
         insta::assert_snapshot!(messages.join("\n"), @r#"
         orders/3: offsets 80 to 99 were removed by the broker before they were read; `weir run --accept-reset orders/3` continues with the first record that the broker has, and records a gap
         orders/3: the broker's last offset is before 200, and everything before 250 was read already: the topic was deleted and created again, or the broker lost records; `weir run --accept-reset orders/3` continues with the first record that the broker has, and records a gap
+        orders/3: the broker has no records, and everything before offset 250 was read already: the topic was deleted and created again, or the broker lost records; `weir run --accept-reset orders/3` continues with the first record that the broker has, and records a gap
+        orders/3: the broker's record at offset 149 is not the one that was read there: the topic was deleted and created again, or the broker lost records; `weir run --accept-reset orders/3` continues with the first record that the broker has, and records a gap
         "#);
     }
 }

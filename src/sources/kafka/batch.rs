@@ -7,7 +7,7 @@ use super::super::{Context, message};
 use crate::bounds::MAX_ELEMENTS;
 use crate::ingest::Submission;
 use crate::message::MessageMetadata;
-use crate::wal::{FrameAttributes, Kind};
+use crate::wal::{FrameAttributes, Kind, LastRecord};
 
 /// Records and bytes that fill a frame.
 const FRAME_RECORDS: usize = 1_024;
@@ -28,6 +28,8 @@ pub(super) struct Batch {
     /// offsets without a record between them: those of removed records and of transactions.
     previous_offset: u64,
     next_offset: u64,
+    /// The last message.
+    last_record: Option<LastRecord>,
     bytes: usize,
     started: Instant,
 }
@@ -44,6 +46,7 @@ impl Batch {
             messages: Vec::new(),
             previous_offset,
             next_offset: previous_offset,
+            last_record: None,
             bytes: 0,
             started: Instant::now(),
         }
@@ -54,7 +57,7 @@ impl Batch {
     pub fn push(
         &mut self,
         context: &Context,
-        offset: u64,
+        record: LastRecord,
         payload: &[u8],
         metadata: &MessageMetadata,
     ) {
@@ -64,7 +67,9 @@ impl Batch {
             true => size,
             false => stored_bytes(context, payload, metadata.heap_bytes()),
         };
+        let offset = record.offset;
         self.next_offset = offset + 1;
+        self.last_record = Some(record);
         self.bytes += stored.min(MAX_STORED_BYTES);
         if context.record_limits.is_exceeded_by(size as u64) || stored > MAX_STORED_BYTES {
             // One record, without key and headers: they are part of what is too long.
@@ -130,6 +135,7 @@ impl Batch {
                 offsets: self.offsets,
                 messages: self.messages,
                 next_offset: Some(self.next_offset),
+                last_record: self.last_record,
                 ..frame.attributes
             },
             ..frame
@@ -156,12 +162,13 @@ fn stored_bytes(context: &Context, payload: &[u8], metadata_bytes: usize) -> usi
     payload.len() + metadata_bytes.saturating_mul(records.max(1))
 }
 
-/// A control frame that stores where a partition continues.
+/// A control frame that stores where a partition continues, after which record.
 pub(super) fn position_frame(
     context: &Context,
     stream: &str,
     partition: &str,
     next_offset: u64,
+    last_record: Option<LastRecord>,
 ) -> Submission {
     Submission {
         source: context.name.clone(),
@@ -170,6 +177,7 @@ pub(super) fn position_frame(
         previous_offset: next_offset,
         attributes: FrameAttributes {
             next_offset: Some(next_offset),
+            last_record,
             ..FrameAttributes::default()
         },
         ..Submission::control(Kind::PartitionEnd, stream, b"")

@@ -7,6 +7,7 @@ use super::batch::position_frame;
 use super::client::{Listing, broker_error, list_partitions};
 use super::handoff::PartitionFrame;
 use super::partitions::{Partition, Phase};
+use super::topics::TopicPartition;
 use super::{POLL_INTERVAL, Source, SourceError};
 use crate::event::SourceState;
 
@@ -94,7 +95,7 @@ impl Source<'_> {
         self.partitions
             .iter()
             .all(|partition| match partition.phase {
-                Phase::Reading => partition.has_reached_end(),
+                Phase::Reading => partition.has_reached_end() && !partition.is_checking(),
                 Phase::Idle | Phase::Halted(_) => true,
                 Phase::Starting | Phase::AwaitingSchema(_) | Phase::Revoking => false,
             })
@@ -107,7 +108,8 @@ impl Source<'_> {
             let partition = self.partitions.get(id);
             if let Some(offset) = partition.bounded_end() {
                 let (stream, label) = (&partition.stream, &partition.label);
-                let submission = position_frame(self.context, stream, label, offset);
+                let last = partition.last_record;
+                let submission = position_frame(self.context, stream, label, offset, last);
                 self.outbox.push_back(PartitionFrame {
                     partition: id,
                     next_offset: offset,
@@ -126,12 +128,36 @@ impl Source<'_> {
         self.commit_and_wait(&ids, COMMIT_TIMEOUT);
         self.release();
         self.publish_end();
+        self.report_unknown_resets();
         let halted = self.partitions.iter().find_map(|p| match &p.phase {
             Phase::Halted(reason) => Some(reason.clone()),
             _ => None,
         });
         // Everything else was read; a run that lacks records must not look complete.
         halted.map_or(Ok(()), |reason| Err(broker_error(self.def, &reason)))
+    }
+
+    /// Names accepted resets of partitions that do not exist.
+    fn report_unknown_resets(&self) {
+        let halted = self.partitions.iter();
+        let halted: Vec<&str> = halted
+            .filter(|p| matches!(p.phase, Phase::Halted(_)))
+            .map(|p| p.label.as_str())
+            .collect();
+        for label in &self.accepted_resets {
+            let Some(name) = TopicPartition::parse(label) else {
+                continue;
+            };
+            let is_read = self.filter.stream_of(&name.topic).is_some();
+            if is_read && self.partitions.find(&name.topic, name.number).is_none() {
+                tracing::warn!(
+                    source = self.context.name,
+                    partition = label,
+                    halted = halted.join(", "),
+                    "--accept-reset had no effect: there is no such partition"
+                );
+            }
+        }
     }
 
     fn publish_end(&mut self) {

@@ -19,6 +19,8 @@ const PROBLEM_TIME: Duration = Duration::from_secs(25);
 pub(super) struct Connection {
     is_up: bool,
     was_up: bool,
+    /// A broker is connected again after none was.
+    has_returned: bool,
     /// Why no broker is connected.
     failure: Option<String>,
     /// What else is wrong, and since when.
@@ -37,6 +39,7 @@ impl Connection {
             self.set_problem(&reason);
         }
         if let Some(is_up) = is_connected {
+            self.has_returned |= is_up && !self.is_up && self.was_up;
             self.is_up = is_up;
         }
         if self.is_up {
@@ -49,6 +52,11 @@ impl Connection {
     pub fn note_answer(&mut self) {
         self.update(Some(true), Errors::default());
         self.problem = None;
+    }
+
+    /// Whether, since the last call, a broker was connected again after none was.
+    pub fn take_return(&mut self) -> bool {
+        std::mem::take(&mut self.has_returned)
     }
 
     pub fn set_problem(&mut self, reason: &str) {
@@ -229,8 +237,11 @@ mod tests {
         shown.push(connection.waits_for(&brokers, true));
         connection.note_answer();
         assert_eq!(connection.waits_for(&brokers, true), None);
+        assert!(!connection.take_return());
         connection.update(Some(false), Errors::default());
         shown.push(connection.waits_for(&brokers, true));
+        connection.update(Some(true), Errors::default());
+        assert!(connection.take_return() && !connection.take_return());
         let shown: Vec<String> = shown.into_iter().flatten().collect();
         insta::assert_snapshot!(shown.join("\n"), @r#"
         b:1: not connected yet

@@ -7,11 +7,11 @@
 //!
 //! In the order in which data flows: `client` configures the client library, whose reports
 //! `callbacks` collects; `topics` maps topics to streams; `rebalance` takes and returns partitions
-//! and `starts` begins them where `assignment` decides; `values` makes JSON of messages in Avro, by
-//! schemas that `registry` fetches; `batch` puts messages into frames with their `metadata`, which
-//! `handoff` passes to the thread that writes them; `commit` commits what is durable; `bounded` is
-//! what a run with an end does differently, `health` what status shows. `partitions` is the state
-//! that all of them work on.
+//! and `starts` begins them where `assignment` decides, after the record that `last_record`
+//! recognizes; `values` makes JSON of messages in Avro, by schemas that `registry` fetches; `batch`
+//! puts messages into frames with their `metadata`, which `handoff` passes to the thread that writes
+//! them; `commit` commits what is durable; `bounded` is what a run with an end does differently,
+//! `health` what status shows. `partitions` is the state that all of them work on.
 //!
 //! The thread that polls never waits for the log: while the log takes nothing, fetching is paused
 //! and polling continues, because a consumer that is not polled leaves its group.
@@ -24,6 +24,7 @@ pub(crate) mod client;
 mod commit;
 mod handoff;
 mod health;
+mod last_record;
 mod metadata;
 mod partitions;
 mod rebalance;
@@ -46,16 +47,18 @@ use self::callbacks::{is_of_content, is_of_position};
 use self::client::{Consumer, broker_error};
 use self::handoff::{Handoff, PartitionFrame};
 use self::health::Connection;
+use self::last_record::last_record_of;
 use self::metadata::metadata_of;
 use self::partitions::{PartitionTable, Phase};
 use self::rebalance::Revocation;
 use self::registry::Registry;
+pub(crate) use self::topics::reads_partition;
 use self::topics::{TopicFilter, TopicPartition};
 use self::values::{Value, Values};
 use super::{Context, SourceError};
 use crate::bounds;
 use crate::clock::Clock;
-use crate::config::{KafkaDef, MessageFormat};
+use crate::config::{KafkaDef, MessageFormat, StartFrom};
 use crate::threads::OnEnd;
 
 /// How long an idle poll waits.
@@ -156,6 +159,9 @@ struct Source<'a> {
     outbox: VecDeque<PartitionFrame>,
     is_paused: bool,
     accepted_resets: BTreeSet<String>,
+    /// With `from = "latest"`, the partitions that existed at the first start of the source, which
+    /// begin where they ended then; empty at a later start, none before they are listed.
+    first_partitions: Option<BTreeSet<TopicPartition>>,
     /// When partitions without a start are tried again.
     retry_starts_at: Instant,
     revocation: Option<Revocation>,
@@ -186,9 +192,11 @@ impl<'a> Source<'a> {
             if let Some((name, stream)) = name.as_ref().zip(stream) {
                 let id = partitions.add(name.clone(), stream);
                 let partition = partitions.get_mut(id);
-                partition.restore(state.next_offset, state.received_at);
+                partition.restore(state.next_offset, state.received_at, state.last_record);
             }
         }
+        let is_first_start = partitions.iter().next().is_none();
+        let begins_at_end = is_first_start && def.from == StartFrom::Latest;
         Ok(Self {
             context,
             def,
@@ -201,6 +209,7 @@ impl<'a> Source<'a> {
             outbox: VecDeque::new(),
             is_paused: false,
             accepted_resets: settings.accepted_resets,
+            first_partitions: (!begins_at_end).then(BTreeSet::new),
             retry_starts_at: Instant::now(),
             revocation: None,
             committed_at: None,
@@ -233,6 +242,10 @@ impl<'a> Source<'a> {
     fn round(&mut self) -> Result<(), SourceError> {
         self.poll()?;
         self.collect_reports();
+        if self.connection.take_return() {
+            // Topics may have been created again while nothing was known of them.
+            self.restart_partitions(RESTART_DELAY)?;
+        }
         self.rebalance()?;
         self.await_schemas()?;
         self.begin_partitions()?;
@@ -270,27 +283,34 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
+    /// The partition and offset of a message that is to be taken now, and where the partition is.
+    fn admit(&mut self, message: &BorrowedMessage<'_>) -> Option<(usize, u64, u64)> {
+        let id = self.partitions.find(message.topic(), message.partition())?;
+        let offset = u64::try_from(message.offset()).ok()?;
+        if self.partitions.get(id).phase == Phase::Reading {
+            self.check_last_record(id, message);
+        }
+        let partition = self.partitions.get_mut(id);
+        let taken = partition.taken?;
+        // Never a record twice, whatever is delivered; nor, in a bounded run, one that came later.
+        if offset < taken || partition.end.is_some_and(|end| offset >= end) {
+            return None;
+        }
+        if partition.phase != Phase::Reading {
+            partition.has_dropped = true;
+            return None;
+        }
+        Some((id, offset, taken))
+    }
+
     /// Adds a message to its partition's batch; returns the bytes that it takes there.
     fn take(&mut self, message: &BorrowedMessage<'_>) -> usize {
-        let Some(id) = self.partitions.find(message.topic(), message.partition()) else {
-            return 0;
-        };
-        let Ok(offset) = u64::try_from(message.offset()) else {
+        let Some((id, offset, taken)) = self.admit(message) else {
             return 0;
         };
         let context = self.context;
         let partition = self.partitions.get_mut(id);
-        let Some(taken) = partition.taken else {
-            return 0;
-        };
-        // Never a record twice, whatever is delivered; nor, in a bounded run, one that came later.
-        if offset < taken || partition.end.is_some_and(|end| offset >= end) {
-            return 0;
-        }
-        if partition.phase != Phase::Reading {
-            partition.has_dropped = true;
-            return 0;
-        }
+        let record = last_record_of(message, offset);
         let mut metadata = metadata_of(message, self.def.tombstone);
         let room = context.record_limits.max_bytes;
         let room = room.saturating_sub(metadata.heap_bytes());
@@ -316,9 +336,10 @@ impl<'a> Source<'a> {
             .batch
             .get_or_insert_with(|| Batch::new(context, taken));
         let before = batch.bytes();
-        batch.push(context, offset, value, &metadata);
+        batch.push(context, record, value, &metadata);
         let bytes = batch.bytes() - before;
         partition.taken = Some(offset + 1);
+        partition.last_record = Some(record);
         partition.has_dropped = false;
         if batch.is_full() {
             self.finish_batch(id);
@@ -338,6 +359,7 @@ impl<'a> Source<'a> {
             // whole; until then nothing after it is taken.
             Some(code) if is_of_content(code) => {
                 self.connection.set_problem(&error.to_string());
+                self.partitions.abandon_checks();
                 self.restart_partitions(REFETCH_DELAY)
             }
             _ => Ok(()),
@@ -385,13 +407,15 @@ impl<'a> Source<'a> {
         };
         while let Some(frame) = self.outbox.pop_front() {
             let (id, next_offset) = (frame.partition, frame.next_offset);
+            let last_record = frame.submission.attributes.last_record;
             let before = Instant::now();
             if let Err(frame) = self.handoff.offer(frame, wait) {
                 self.outbox.push_front(*frame);
                 break;
             }
             wait = wait.saturating_sub(before.elapsed());
-            self.partitions.get_mut(id).sent = Some(next_offset);
+            let partition = self.partitions.get_mut(id);
+            (partition.sent, partition.sent_record) = (Some(next_offset), last_record);
         }
         let is_to_pause = !self.outbox.is_empty();
         if is_to_pause != self.is_paused {

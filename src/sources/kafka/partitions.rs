@@ -9,14 +9,19 @@
 //!                        └──────no start───────► Halted ───revoked──────────────────────────┘
 //! ```
 //!
+//! One that is read begins again (Starting) after an error of its position, after a time without a
+//! connection, and where its last record turns out to be another one.
+//!
 //! Offsets order what is known of a partition: `stored ≤ sent ≤ taken`, and `committed ≤ reached` or `stored`.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::batch::Batch;
+use super::last_record::Check;
 use super::topics::TopicPartition;
 use crate::event::Micros;
+use crate::wal::LastRecord;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -47,6 +52,13 @@ pub(super) struct Partition {
     pub taken: Option<u64>,
     /// The offset after the last frame sent to the writer.
     pub sent: Option<u64>,
+    /// The last record before `taken`, and the last one before `sent`, where known.
+    pub last_record: Option<LastRecord>,
+    pub sent_record: Option<LastRecord>,
+    /// The last record is fetched again before anything is taken.
+    pub check: Option<Check>,
+    /// The broker has another record in the place of the last one.
+    pub is_refuted: bool,
     /// The offset after what is durable.
     pub stored: Option<u64>,
     /// Up to here everything is durable: `stored`, and what follows it without a record, such as
@@ -86,6 +98,10 @@ impl Partition {
             is_assigned: false,
             taken: None,
             sent: None,
+            last_record: None,
+            sent_record: None,
+            check: None,
+            is_refuted: false,
             stored: None,
             reached: 0,
             committed: None,
@@ -103,8 +119,14 @@ impl Partition {
     }
 
     /// Sets where the log has it.
-    pub fn restore(&mut self, next_offset: u64, received_at: Micros) {
+    pub fn restore(
+        &mut self,
+        next_offset: u64,
+        received_at: Micros,
+        last_record: Option<LastRecord>,
+    ) {
         self.set_position(next_offset);
+        (self.last_record, self.sent_record) = (last_record, last_record);
         self.stored = Some(next_offset);
         self.received_at = Some(received_at);
     }
@@ -113,7 +135,19 @@ impl Partition {
     pub fn set_position(&mut self, offset: u64) {
         self.taken = Some(offset);
         self.sent = Some(offset);
+        (self.last_record, self.sent_record) = (None, None);
         self.reached = 0;
+    }
+
+    /// Where fetching begins: at the last record if that is compared first.
+    pub fn fetch_offset(&self) -> Option<u64> {
+        let check = self.check.map(|check| check.expected.offset);
+        check.or(self.taken)
+    }
+
+    /// Whether the comparison with the last record is awaited.
+    pub fn is_checking(&self) -> bool {
+        self.check.is_some_and(|check| check.is_awaited())
     }
 
     /// Forgets what was taken and not sent: it is read again.
@@ -121,6 +155,7 @@ impl Partition {
         self.batch = None;
         self.has_dropped |= self.taken != self.sent;
         self.taken = self.sent;
+        self.last_record = self.sent_record;
     }
 
     /// Whether everything that was sent is durable.
@@ -232,6 +267,13 @@ impl PartitionTable {
             .collect()
     }
 
+    /// Gives up comparisons with the last record: it is in a batch that cannot be read, perhaps.
+    pub fn abandon_checks(&mut self) {
+        for partition in self.entries.iter_mut().filter(|p| p.check.is_some()) {
+            (partition.check, partition.last_record) = (None, None);
+        }
+    }
+
     /// Bytes of messages that wait for a frame.
     pub fn batch_bytes(&self) -> usize {
         let batches = self.entries.iter().filter_map(|p| p.batch.as_ref());
@@ -251,7 +293,7 @@ mod tests {
         assert_eq!((table.find("t", 1), table.find("t", 0)), (Some(id), None));
         let partition = table.get_mut(id);
         assert_eq!((partition.position(), partition.lag()), (None, None));
-        partition.restore(10, 5);
+        partition.restore(10, 5, None);
         partition.high = Some(30);
         partition.end = Some(21);
         assert!(partition.is_drained() && !partition.has_reached_end());
@@ -279,7 +321,7 @@ mod tests {
         let mut table = PartitionTable::default();
         let id = table.add(TopicPartition::new("t", 1), "s");
         let partition = table.get_mut(id);
-        partition.restore(10, 5);
+        partition.restore(10, 5, None);
         partition.phase = Phase::Reading;
         partition.high = Some(12);
         // Two markers, and a record on its way.
@@ -314,5 +356,41 @@ mod tests {
         partition.set_position(0);
         partition.stored = Some(0);
         assert_eq!(partition.uncommitted(), Some(0));
+    }
+
+    #[test]
+    fn a_partition_is_fetched_from_its_last_record_while_that_is_compared() {
+        let record = |offset| LastRecord {
+            offset,
+            fingerprint: 1,
+        };
+        let mut table = PartitionTable::default();
+        let id = table.add(TopicPartition::new("t", 1), "s");
+        let partition = table.get_mut(id);
+        assert_eq!(partition.fetch_offset(), None);
+        partition.restore(10, 5, Some(record(7)));
+        assert_eq!(partition.fetch_offset(), Some(10));
+        partition.check = Some(Check::new(record(7)));
+        assert_eq!(partition.fetch_offset(), Some(7));
+        assert!(partition.is_checking());
+        // What was taken and not sent is forgotten with its record.
+        (partition.taken, partition.last_record) = (Some(12), Some(record(11)));
+        partition.discard_unsent();
+        assert_eq!(
+            (partition.taken, partition.last_record),
+            (Some(10), Some(record(7)))
+        );
+        // Its batch cannot be read: it continues without the comparison.
+        table.abandon_checks();
+        let partition = table.get_mut(id);
+        assert_eq!(
+            (partition.fetch_offset(), partition.last_record),
+            (Some(10), None)
+        );
+        assert!(!partition.is_checking());
+        // Another position has another last record.
+        partition.restore(10, 5, Some(record(7)));
+        partition.set_position(0);
+        assert_eq!((partition.last_record, partition.sent_record), (None, None));
     }
 }

@@ -129,7 +129,7 @@ impl Source<'_> {
     pub(super) fn assign(&mut self, ids: &[usize]) -> Result<(), SourceError> {
         let starts = ids.iter().filter_map(|id| {
             let partition = self.partitions.get(*id);
-            Some((&partition.name, partition.taken?))
+            Some((&partition.name, partition.fetch_offset()?))
         });
         let assigned = offsets(starts).and_then(|list| {
             self.consumer.incremental_assign(&list)?;

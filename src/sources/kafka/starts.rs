@@ -1,15 +1,18 @@
 //! Begins partitions: compares each position with what the broker has, and stores a first position
 //! or an accepted reset before any record.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaResult;
 
-use super::assignment::{FirstOffset, Reset, Start, decide_start};
+use super::assignment::{FirstOffset, Position, Reset, Start, decide_start};
 use super::batch::position_frame;
-use super::client::{offset_of_time, watermarks};
+use super::client::{list_partitions, offset_of_time, watermarks};
 use super::handoff::PartitionFrame;
-use super::partitions::Phase;
+use super::last_record::Check;
+use super::partitions::{Partition, Phase};
+use super::topics::TopicPartition;
 use super::{Source, SourceError};
 use crate::config::StartFrom;
 use crate::event::Gap;
@@ -28,8 +31,19 @@ impl Source<'_> {
         if self.is_paused || self.revocation.is_some() || started < self.retry_starts_at {
             return Ok(());
         }
+        if !self.list_first_partitions() {
+            return Ok(());
+        }
+        // Those whose last record turned out to be another one are still fetched.
+        let is_starting = |p: &Partition| p.phase == Phase::Starting;
+        let refuted = self.partitions.select(|p| is_starting(p) && p.is_assigned);
+        if !refuted.is_empty() {
+            self.unassign(&refuted)?;
+        }
         let mut begun = Vec::new();
-        for id in self.partitions.select(|p| p.phase == Phase::Starting) {
+        let mut waiting = self.partitions.select(is_starting);
+        waiting.extend(self.unplaced());
+        for id in waiting {
             match self.start_of(id) {
                 Ok(start) => {
                     self.connection.note_answer();
@@ -56,19 +70,69 @@ impl Source<'_> {
         self.assign(&begun)
     }
 
+    /// Lists, at the first start of a source with `from = "latest"`, the partitions that there are;
+    /// whether that is done.
+    fn list_first_partitions(&mut self) -> bool {
+        if self.first_partitions.is_some() {
+            return true;
+        }
+        match list_partitions(self.consumer, &self.filter) {
+            Ok(listing) => {
+                for name in &listing.partitions {
+                    if let Some(stream) = self.filter.stream_of(&name.topic) {
+                        self.partitions.add(name.clone(), stream);
+                    }
+                }
+                self.first_partitions = Some(listing.partitions.into_iter().collect());
+                true
+            }
+            Err(error) => {
+                let source = &self.context.name;
+                tracing::debug!(source, %error, "topics cannot be listed");
+                self.connection
+                    .set_problem(&format!("topics cannot be listed: {error}"));
+                self.retry_starts_at = Instant::now() + RETRY_DELAY;
+                false
+            }
+        }
+    }
+
+    /// Partitions of the first start without a position, also those that the group has not assigned
+    /// to this source: a later start could not tell them from partitions that were added since.
+    fn unplaced(&self) -> Vec<usize> {
+        let Some(first) = self.first_partitions.as_ref().filter(|f| !f.is_empty()) else {
+            return Vec::new();
+        };
+        self.partitions.select(|partition| {
+            partition.phase == Phase::Idle
+                && partition.taken.is_none()
+                && first.contains(&partition.name)
+        })
+    }
+
     /// Where a partition begins; asks the broker.
     fn start_of(&mut self, id: usize) -> KafkaResult<Start> {
         let partition = self.partitions.get(id);
         let broker = watermarks(self.consumer, &partition.name)?;
+        let existed = |first: &BTreeSet<TopicPartition>| first.contains(&partition.name);
         let first = match self.def.from {
             StartFrom::Earliest => FirstOffset::Earliest,
-            StartFrom::Latest => FirstOffset::Latest,
+            StartFrom::Latest if self.first_partitions.as_ref().is_some_and(existed) => {
+                FirstOffset::Latest
+            }
+            // It was added after the first start: everything in it is newer.
+            StartFrom::Latest => FirstOffset::Earliest,
             StartFrom::Time(_) if partition.taken.is_some() => FirstOffset::Latest,
             StartFrom::Time(time) => {
                 FirstOffset::OfTime(offset_of_time(self.consumer, &partition.name, time)?)
             }
         };
-        let start = decide_start(partition.taken, broker, first);
+        let position = partition.taken.map(|next| Position {
+            next,
+            last: partition.last_record,
+            is_refuted: partition.is_refuted,
+        });
+        let start = decide_start(position, broker, first);
         let is_bounded = self.context.once;
         let partition = self.partitions.get_mut(id);
         // Without open transactions, which only the statistics include.
@@ -77,16 +141,24 @@ impl Source<'_> {
         if is_bounded {
             partition.end.get_or_insert(broker.high);
         }
-        // It applies to the first start that is decided, whatever that is: not to a later one.
-        let is_reset_accepted = self.accepted_resets.remove(&self.partitions.get(id).label);
-        // A reset that was accepted continues with the first record that the broker has.
-        Ok(match start {
-            Start::Halt(reset) if is_reset_accepted => {
+        partition.is_refuted = false;
+        let label = &partition.label;
+        let is_accepted = matches!(start, Start::Halt(_)) && self.accepted_resets.remove(label);
+        match start {
+            // A reset that was accepted continues with the first record that the broker has.
+            Start::Halt(reset) if is_accepted => {
                 self.record_reset(id, reset, broker.low);
-                Start::Continue(broker.low)
+                return Ok(Start::Continue {
+                    next: broker.low,
+                    check: None,
+                });
             }
-            other => other,
-        })
+            // Whether it continues is decided by the comparison.
+            Start::Continue { check: Some(_), .. } | Start::Halt(_) => {}
+            // It applies to the first start that is decided, whatever that is: not to a later one.
+            Start::Continue { check: None, .. } | Start::Begin(_) => self.note_unused_reset(id),
+        }
+        Ok(start)
     }
 
     /// Sets a partition to its start; whether it has one.
@@ -95,19 +167,25 @@ impl Source<'_> {
         let partition = self.partitions.get_mut(id);
         let label = &partition.label;
         match start {
-            Start::Continue(offset) => {
-                tracing::debug!(source, partition = label, offset, "continues");
+            Start::Continue { next, check } => {
+                tracing::debug!(source, partition = label, offset = next, "continues");
                 partition.phase = Phase::Reading;
-                partition.began_at.get_or_insert(offset);
+                partition.check = check.map(Check::new);
+                partition.began_at.get_or_insert(next);
                 true
             }
             Start::Begin(offset) => {
                 tracing::info!(source, partition = label, offset, "begins");
-                let submission = position_frame(self.context, &partition.stream, label, offset);
-                partition.phase = Phase::Reading;
-                partition.began_at = Some(offset);
+                let stream = &partition.stream;
+                let submission = position_frame(self.context, stream, label, offset, None);
+                // One that another member reads only gets its position.
+                let is_ours = partition.phase == Phase::Starting;
+                if is_ours {
+                    partition.phase = Phase::Reading;
+                    partition.began_at = Some(offset);
+                }
                 self.send_position(id, offset, submission);
-                true
+                is_ours
             }
             Start::Halt(reset) => {
                 let reason = reset.advice(&partition.name);
@@ -157,6 +235,7 @@ impl Source<'_> {
         });
         let partition = self.partitions.get_mut(id);
         partition.taken = Some(offset);
+        (partition.last_record, partition.check) = (None, None);
         partition.reached = 0;
     }
 

@@ -77,6 +77,14 @@ impl TopicFilter {
     }
 }
 
+/// Whether a source of these topics reads the topic of a partition, given as `TOPIC/NUMBER`.
+pub(crate) fn reads_partition(topics: &Topics, label: &str) -> bool {
+    let name = TopicPartition::parse(label);
+    let filter = TopicFilter::new(topics).ok();
+    let read = name.zip(filter);
+    read.is_some_and(|(name, filter)| filter.stream_of(&name.topic).is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +128,8 @@ mod tests {
         ] {
             let filter = TopicFilter::new(topics).expect("a regular expression");
             assert_eq!(filter.stream_of(topic), stream, "{topic}");
+            let partition = format!("{topic}/0");
+            assert_eq!(reads_partition(topics, &partition), stream.is_some());
         }
     }
 }
