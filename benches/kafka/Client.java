@@ -28,7 +28,6 @@ import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.config.ConfigResource;
-import org.apache.kafka.common.config.TopicConfig;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 import org.apache.kafka.common.serialization.StringDeserializer;
 import org.apache.kafka.common.serialization.StringSerializer;
@@ -42,7 +41,7 @@ import org.apache.kafka.tools.consumer.group.ConsumerGroupCommand;
  *
  * <pre>
  * create TOPIC PARTITIONS …   creates topics
- * compact TOPIC               keeps the last message of each key, and takes none without a key
+ * set TOPIC NAME VALUE        changes a setting of a topic
  * grow TOPIC PARTITIONS       adds partitions up to that number
  * delete TOPIC                deletes a topic; answers once it is gone
  * send TOPIC FILE             executes the file's lines, with tabs between their words, in their order:
@@ -81,7 +80,7 @@ public class Client {
     private void execute(String[] words) throws Exception {
         switch (words[0]) {
             case "create" -> create(words);
-            case "compact" -> compact(words[1]);
+            case "set" -> set(words[1], new ConfigEntry(words[2], words[3]));
             case "grow" -> grow(words[1], Integer.parseInt(words[2]));
             case "delete" -> delete(words[1]);
             case "send" -> send(words[1], Path.of(words[2]));
@@ -136,9 +135,8 @@ public class Client {
         }
     }
 
-    private void compact(String topic) throws Exception {
-        ConfigEntry policy = new ConfigEntry(TopicConfig.CLEANUP_POLICY_CONFIG, TopicConfig.CLEANUP_POLICY_COMPACT);
-        AlterConfigOp set = new AlterConfigOp(policy, AlterConfigOp.OpType.SET);
+    private void set(String topic, ConfigEntry setting) throws Exception {
+        AlterConfigOp set = new AlterConfigOp(setting, AlterConfigOp.OpType.SET);
         try (Admin admin = Admin.create(settings())) {
             ConfigResource changed = new ConfigResource(ConfigResource.Type.TOPIC, topic);
             admin.incrementalAlterConfigs(Map.of(changed, List.of(set))).all().get();

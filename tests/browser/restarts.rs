@@ -1,4 +1,4 @@
-//! A server that is killed, and started again as it was or with another configuration: each section
+//! A server that is killed and started again as it was or with another configuration: each section
 //! shows both, also those that keep no connection of their own.
 
 use serde_json::json;
@@ -15,11 +15,11 @@ fn wait_for_state(browser: &Browser, state: &str) {
 }
 
 /// Kills a server, does something, and starts it again at its address.
-fn restart(folder: &TestFolder, server: Server, meanwhile: impl FnOnce()) -> Server {
+fn restart(folder: &TestFolder, server: Server, between: impl FnOnce()) -> Server {
     server.kill();
     let address = server.address.clone();
     drop(server);
-    meanwhile();
+    between();
     let again = Server::start_at(&mut folder.command(&["run"]), &address);
     wait_until("it accepts records", || again.get("/readyz").0 == 200);
     again

@@ -40,7 +40,7 @@ use crate::event::{Lsn, RefusedRow};
 use crate::schema::PlanError;
 use key::MessageKey;
 use messages::{Message, MessageId, Messages};
-use producer::{TransactionError, Transactions};
+use producer::{Batches, Failed, TransactionError, Transactions};
 
 /// How long rows are added to a transaction while more are there. Before a commit the messages that
 /// are on their way are waited for, and nothing is sent until it is done.
@@ -60,8 +60,10 @@ pub struct KafkaTarget {
     has_committed: bool,
     /// Rows that the broker refused in an attempt before, with its reasons.
     refused: HashMap<MessageId, String>,
-    /// Bytes of a batch of messages that the topic takes, as far as it is known.
-    batch_bytes: usize,
+    /// What the topic takes in a batch, as far as it is known.
+    batches: Batches,
+    /// The row after which batches have many messages again: up to it, each message is sent alone.
+    alone_to: Option<usize>,
     /// The topic is known to take no message without a key. Asking the broker about each would fail
     /// one transaction after another.
     needs_keys: bool,
@@ -112,7 +114,8 @@ impl KafkaTarget {
             transactions: None,
             has_committed: false,
             refused: HashMap::new(),
-            batch_bytes: producer::BATCH_BYTES,
+            batches: producer::BATCHES,
+            alone_to: None,
             needs_keys: false,
             known: Known::default(),
         })
@@ -224,25 +227,57 @@ impl KafkaTarget {
     }
 
     fn transact(&mut self, delivery: &mut Delivery) -> Result<(), TransactionError> {
-        let closed = || SinkError::Unavailable("the producer is not open".into());
-        let mut transactions = self.transactions.take().ok_or_else(closed)?;
+        let mut transactions = match self.transactions.take() {
+            Some(transactions) => transactions,
+            None => self.reopen()?,
+        };
         if let Err(error) = self.write(&mut transactions, delivery) {
-            let failed = transactions.fail(error);
-            // The next attempt leaves these out.
-            self.refused.extend(failed.refused);
-            self.needs_keys |= failed.needs_keys;
-            if failed.is_batch_refused {
-                self.batch_bytes = (self.batch_bytes / SMALLER_BATCHES).max(1);
-            }
-            return Err(failed.error);
+            return Err(self.learn(transactions.fail(error)));
         }
         let cursor = delivery.next_cursor();
         // A transaction after this one may come to a row that was refused in a longer one.
         self.refused.retain(|(lsn, _), _| *lsn as Lsn > cursor.lsn);
-        self.transactions = Some(transactions);
         self.known = Known::at(Some(cursor));
         self.has_committed = true;
+        match self.alone_to {
+            // The next delivery begins a producer of larger batches.
+            Some(last) if cursor.lsn >= last as Lsn => self.alone_to = None,
+            _ => self.transactions = Some(transactions),
+        }
         Ok(())
+    }
+
+    /// What the next attempt does otherwise.
+    fn learn(&mut self, failed: Failed) -> TransactionError {
+        self.refused.extend(failed.refused);
+        if failed.is_batch_refused {
+            self.batches.bytes = (self.batches.bytes / SMALLER_BATCHES).max(1);
+        }
+        if failed.needs_keys && !self.needs_keys {
+            // Most likely these are the invalid ones.
+            self.needs_keys = true;
+        } else {
+            self.alone_to = self.alone_to.max(failed.last_suspect);
+        }
+        failed.error
+    }
+
+    fn begin(&self) -> Result<(Transactions, Option<Cursor>), TransactionError> {
+        let batches = Batches {
+            messages: self.alone_to.map_or(self.batches.messages, |_| 1),
+            ..self.batches
+        };
+        Transactions::begin(&self.def, &self.name(), batches)
+    }
+
+    /// Another producer, for what follows the last commit.
+    fn reopen(&mut self) -> Result<Transactions, TransactionError> {
+        let (transactions, found) = self.begin()?;
+        if Some(found) != self.known.committed {
+            let reason = "the cursor that is committed is not the last one; it is looked at again";
+            return Err(SinkError::Unavailable(reason.into()).into());
+        }
+        Ok(transactions)
     }
 
     /// Writes a delivery, and as much of what follows it as is read within [`TRANSACTION`], and
@@ -288,7 +323,7 @@ impl Target for KafkaTarget {
 
     fn open(&mut self, stored: StoredCursor) -> Result<Cursor, SinkError> {
         (self.transactions, self.has_committed) = (None, false);
-        match Transactions::begin(&self.def, &self.name(), self.batch_bytes) {
+        match self.begin() {
             Ok((transactions, found)) => {
                 let cursor = self.checked(stored, found)?;
                 self.transactions = Some(transactions);

@@ -25,9 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(25);
 /// How long it may take to say where the sink is before the sink is taken. With two more of
 /// [`TIMEOUT`] it is within the time that a command to the sink waits.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
-/// Bytes of a batch of messages, at first. The broker works on one request of a connection at a
+/// Limits of a batch of messages, at first. The broker works on one request of a connection at a
 /// time, so that small ones are slow, however many are on their way.
-pub const BATCH_BYTES: usize = 512 << 10;
+pub const BATCHES: Batches = Batches {
+    bytes: 512 << 10,
+    messages: 10_000,
+};
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The broker ends a transaction that takes longer, and fences its producer.
@@ -44,6 +47,20 @@ const POLL_EVERY: usize = 32;
 const CURSOR_PARTITION: i32 = 0;
 /// Reasons of refused messages that one attempt keeps.
 const MAX_REFUSED: usize = 1_000;
+
+/// Limits of a batch of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batches {
+    /// A message of more bytes is sent alone.
+    pub bytes: usize,
+    pub messages: usize,
+}
+
+impl Default for Batches {
+    fn default() -> Self {
+        BATCHES
+    }
+}
 
 /// Why a transaction failed.
 #[derive(Debug)]
@@ -68,6 +85,8 @@ pub struct Failed {
     pub is_batch_refused: bool,
     /// The topic takes no message without a key.
     pub needs_keys: bool,
+    /// The last row of a batch in which a message is invalid, it is not known which.
+    pub last_suspect: Option<usize>,
 }
 
 /// What the broker said of messages.
@@ -75,7 +94,8 @@ pub struct Failed {
 struct Reports {
     refused: Vec<(MessageId, String)>,
     is_batch_refused: bool,
-    /// Of a refused message that has none.
+    /// Of a batch in which a message is invalid; and whether one of its messages has no key.
+    last_suspect: Option<usize>,
     lacks_key: bool,
     first_error: Option<KafkaError>,
     /// The last error of the client itself.
@@ -86,8 +106,7 @@ struct Reports {
 #[derive(Clone, Default)]
 struct Callbacks {
     reports: Arc<Mutex<Reports>>,
-    /// A message of more bytes is sent alone.
-    batch_bytes: usize,
+    batches: Batches,
 }
 
 impl Callbacks {
@@ -135,15 +154,19 @@ impl ProducerContext for Callbacks {
         let mut reports = lock_of(&self.reports);
         let reason = match error.rdkafka_error_code() {
             // The broker compares a batch with the limit of the topic, and refuses all of it.
-            Some(code) if is_too_large(code) && bytes < self.batch_bytes => {
+            Some(code) if is_too_large(code) && bytes < self.batches.bytes => {
                 reports.is_batch_refused = true;
                 return;
             }
             Some(code) if is_too_large(code) => too_large(value),
-            // The broker names the invalid messages of a batch; the others fail with a code of the
-            // library, and are sent again.
-            Some(code) if is_invalid(code) => {
+            // The broker names the invalid messages of a batch, but if it is a single one, the
+            // library reports all of the batch as invalid. Sent alone, a message is the invalid one.
+            Some(RDKafkaErrorCode::InvalidRecord) if self.batches.messages > 1 => {
                 reports.lacks_key |= key.is_none();
+                reports.last_suspect = reports.last_suspect.max(Some(lsn));
+                return;
+            }
+            Some(RDKafkaErrorCode::InvalidRecord) => {
                 format!("the broker refuses the message: {error}")
             }
             _ => {
@@ -165,13 +188,6 @@ fn is_too_large(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn is_invalid(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidTimestamp
-    )
-}
-
 fn too_large(value: Option<&[u8]>) -> String {
     let bytes = value.map_or(0, <[u8]>::len);
     format!("the message of {bytes} bytes is over the limit of the topic")
@@ -189,17 +205,16 @@ pub struct Transactions {
 }
 
 impl Transactions {
-    /// Ends what a producer of this name left open, and returns the cursor that is committed. Sends
-    /// batches of so many bytes.
+    /// Ends what a producer of this name left open, and returns the cursor that is committed.
     pub fn begin(
         def: &KafkaSink,
         name: &str,
-        batch_bytes: usize,
+        batches: Batches,
     ) -> Result<(Self, Option<Cursor>), TransactionError> {
         let connection = connection(def)?;
         let group = CursorGroup::new(connection.clone(), name, "read_committed")?;
         let reports = Callbacks {
-            batch_bytes,
+            batches,
             ..Callbacks::default()
         };
         let producer: BaseProducer<Callbacks> = connection
@@ -214,8 +229,9 @@ impl Transactions {
             // The partitions that producers in Java choose for the same keys. One key, also the
             // empty one, is in one partition: a compacted topic then keeps its last message.
             .set("partitioner", "murmur2_random")
-            .set("linger.ms", "5")
-            .set("batch.size", batch_bytes.to_string())
+            .set("linger.ms", if batches.messages > 1 { "5" } else { "0" })
+            .set("batch.size", batches.bytes.to_string())
+            .set("batch.num.messages", batches.messages.to_string())
             .set("message.max.bytes", (4 << 20).to_string())
             .set("queue.buffering.max.kbytes", (16 << 10).to_string())
             .create_with_context(reports.clone())
@@ -289,7 +305,9 @@ impl Transactions {
             }
         }
         let reports = lock_of(&self.reports.reports);
-        let is_refused = !reports.refused.is_empty() || reports.is_batch_refused;
+        let is_refused = !reports.refused.is_empty()
+            || reports.is_batch_refused
+            || reports.last_suspect.is_some();
         if !is_refused && reports.first_error.is_none() {
             return Ok(());
         }
@@ -303,19 +321,29 @@ impl Transactions {
         let Reports {
             refused,
             is_batch_refused,
+            last_suspect,
             lacks_key,
             first_error,
             ..
         } = std::mem::take(&mut *lock_of(&self.reports.reports));
         let passes = matches!(error, TransactionError::Sink(SinkError::Unavailable(_)));
+        let needs_keys = lacks_key && is_compacted(&self.connection, &self.topic);
         let error = match (refused.first(), first_error) {
             // The rest is sent again without these.
             (Some((_, reason)), _) if passes => SinkError::Unavailable(reason.clone()).into(),
             (None, _) if passes && is_batch_refused => {
-                let bytes = self.reports.batch_bytes;
+                let bytes = self.reports.batches.bytes;
                 let reason =
                     format!("the topic takes no batch of {bytes} bytes; smaller ones are sent");
                 SinkError::Unavailable(reason).into()
+            }
+            (None, _) if passes && last_suspect.is_some() => {
+                let reason = if needs_keys {
+                    "the topic is compacted and takes no message without a key"
+                } else {
+                    "the broker refuses an invalid message; each is sent alone to find it"
+                };
+                SinkError::Unavailable(reason.into()).into()
             }
             (None, Some(first)) if passes => self.of_transaction(&first),
             _ => error,
@@ -324,7 +352,8 @@ impl Transactions {
             error,
             refused,
             is_batch_refused,
-            needs_keys: lacks_key && is_compacted(&self.connection, &self.topic),
+            last_suspect,
+            needs_keys,
         }
     }
 
