@@ -127,6 +127,10 @@ pub fn damage_in(error: &str) -> Option<&str> {
     error.find(DAMAGED).map(|at| error[at..].trim_end())
 }
 
+/// How often a file that has the name of a temporary one is removed. More than one at a time means
+/// that another process creates them.
+const MAX_REMOVED: usize = 3;
+
 /// The local file system. New folders have mode 0700, new files 0600.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Disk;
@@ -279,25 +283,40 @@ fn write_zeros(file: &fs::File, size: u64) -> io::Result<()> {
 }
 
 /// Writes a file under a temporary name, syncs it, renames it, and makes the name durable: after a
-/// crash there is the old file or the new one. A failed attempt leaves no temporary file.
+/// crash there is the old file or the new one. It has mode 0600 before its first byte is written. A
+/// failed attempt leaves no temporary file.
 pub(crate) fn write_and_rename(
     path: &Path,
     write: impl FnOnce(&fs::File) -> io::Result<()>,
 ) -> io::Result<fs::File> {
     let temporary = temporary(path);
-    let written = (|| -> io::Result<fs::File> {
-        let file = options().create(true).truncate(true).open(&temporary)?;
-        write(&file)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        Ok(file)
-    })();
-    if written.is_err() {
+    let file = create_temporary(&temporary)?;
+    let written = write(&file)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The error that is reported is the first one.
         let _ = fs::remove_file(&temporary);
+        return Err(error);
     }
-    let file = written?;
     sync_folder(parent(path))?;
     Ok(file)
+}
+
+/// Creates a temporary file. What has its name already, such as what a kill left, is removed and
+/// never opened: it may be a link to another file, or one that others have open.
+fn create_temporary(path: &Path) -> io::Result<fs::File> {
+    let mut removed = 0;
+    loop {
+        match options().create_new(true).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && removed < MAX_REMOVED => {}
+            created => return created,
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => removed += 1,
+        }
+    }
 }
 
 /// The folder of a file.
@@ -428,6 +447,33 @@ mod tests {
             Disk.list(folder.path()).expect("readable"),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn what_has_the_temporary_name_is_neither_followed_nor_truncated() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let (path, other, missing) = (at("x"), at("other"), at("missing"));
+        fs::write(&other, "other").expect("a file");
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).expect("own file");
+        symlink(&other, at("x.tmp")).expect("a link");
+        Disk.replace(&path, b"1").expect("replaced");
+        symlink(&missing, at("x.tmp")).expect("a link");
+        Disk.replace(&path, b"2").expect("replaced");
+        fs::hard_link(&other, at("x.tmp")).expect("a link");
+        Disk.replace(&path, b"3").expect("replaced");
+        assert_eq!(fs::read(&other).expect("readable"), b"other");
+        let metadata = fs::symlink_metadata(&path).expect("it exists");
+        assert!(metadata.is_file());
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read(&path).expect("readable"), b"3");
+        assert_eq!(Disk.list(folder.path()).expect("readable"), ["other", "x"]);
+        // A folder is not removed.
+        fs::create_dir(at("x.tmp")).expect("a folder");
+        assert!(Disk.replace(&path, b"4").is_err());
+        assert!(at("x.tmp").is_dir());
+        assert_eq!(fs::read(&path).expect("readable"), b"3");
     }
 
     #[test]

@@ -5,9 +5,9 @@ mod answers;
 mod input;
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,7 +219,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     if path.exists() && !path.is_file() {
         return Err(io::Error::other("not a file; name another one with -c"));
     }
-    let written = storage::write_and_rename(&path, |file| write_private(file, &path, text));
+    let written = storage::write_and_rename(&path, |file| write_owned(file, &path, text));
     written.map(drop).map_err(|e| match e.kind() {
         io::ErrorKind::ResourceBusy => {
             io::Error::other("a mount point cannot be replaced; name another file with -c")
@@ -228,10 +228,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     })
 }
 
-/// Writes a file that only the owner of `old` can read.
-fn write_private(mut file: &File, old: &Path, text: &str) -> io::Result<()> {
-    // What a kill left under the temporary name may be readable by others.
-    file.set_permissions(Permissions::from_mode(0o600))?;
+/// Gives a new file, which only its owner can read, to the owner of `old`, then writes it.
+fn write_owned(mut file: &File, old: &Path, text: &str) -> io::Result<()> {
     if let Ok(old) = old.metadata() {
         // A service whose user owned the old one reads the new one, too.
         let new = file.metadata()?;
@@ -309,6 +307,9 @@ impl Trial {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use proptest::prelude::*;
     use serde_json::Value;
 
