@@ -589,6 +589,33 @@ fn a_server_that_repeats_its_last_cursor_ends_the_poll_and_one_that_goes_in_circ
 }
 
 #[test]
+fn a_server_that_ignores_its_cursor_fails_the_poll() {
+    let upstream = HandWritten::start(|_, request, stream| {
+        if request.header("if-none-match") == Some("\"a\"") {
+            return begin(stream, "304 Not Modified", &[]);
+        }
+        let rows = records(0..2).join(",");
+        let body = format!("{{\"rows\":[{rows}],\"next\":2}}");
+        answer(stream, &[("ETag", "\"a\"")], &body)
+    });
+    let keys = "unwrap = \"rows\"\ncursor = { path = \"next\", parameter = \"after\" }";
+    let folder = folder("", "http_poll", &upstream.url("/x"), keys);
+    let server = server(&folder);
+    let has_failed = || {
+        let ready = server.get("/readyz").1.to_string();
+        ready.contains("page 2 is the same as the page before it")
+    };
+    wait_until("the poll fails", has_failed);
+    // Also where both pages are unchanged since the poll before.
+    wait_until("it is repeated", || upstream.requests().len() >= 6);
+    assert!(has_failed());
+    server.stop();
+    assert_eq!(ids(&folder), [0, 1]);
+    let unchanged = |request: &Request| request.header("if-none-match").is_some();
+    assert!(upstream.requests()[2..].iter().all(unchanged));
+}
+
+#[test]
 fn an_unchanged_answer_is_not_sent_again() {
     let upstream = HandWritten::start(|_, request, stream| {
         if request.header("if-none-match") == Some("\"a\"") {

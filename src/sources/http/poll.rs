@@ -6,6 +6,7 @@
 //! memory only: after a start the first poll reads every page.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use chrono::DateTime;
@@ -148,9 +149,13 @@ struct Summary {
 }
 
 impl Summary {
+    fn records(&self) -> usize {
+        self.new + self.known
+    }
+
     /// Which limit was reached, and what that means. Pure.
     fn limit_reached(&self, def: &HttpPollDef) -> Option<String> {
-        let (pages, remember, records) = (def.pages, def.remember, self.new + self.known);
+        let (pages, remember, records) = (def.pages, def.remember, self.records());
         if self.has_more {
             Some(format!(
                 "the poll ended at its limit of {pages} pages (`pages`); \
@@ -186,6 +191,11 @@ enum PageFailure {
     TooLarge(Size),
     #[error("page {0} is followed by one that was read before it")]
     Loop(usize),
+    #[error(
+        "page {0} is the same as the page before it and names itself as the next one: \
+         the server ignores which page is requested (`next`, `cursor`)"
+    )]
+    Repeated(usize),
     #[error("no room in the log: {0}")]
     NoRoom(String),
 }
@@ -210,7 +220,31 @@ impl<E: Into<PageFailure>> From<E> for PollError {
 struct KnownPage {
     etag: Option<HeaderValue>,
     last_modified: Option<HeaderValue>,
+    taken: TakenPage,
+}
+
+/// What reading the other pages needs of one that was stored.
+#[derive(Debug, Clone, Default)]
+struct TakenPage {
     next: Option<Url>,
+    /// A hash of the body, if it has records.
+    content: Option<u64>,
+}
+
+impl TakenPage {
+    /// Whether the page at `url` names itself and has the content of the page before it. Its server
+    /// ignores which page is requested, so the others would never be read. Pages without records
+    /// are alike also at the end of a list.
+    fn is_repeated(&self, url: &Url, before: Option<u64>) -> bool {
+        self.next.as_ref() == Some(url) && self.content.is_some() && self.content == before
+    }
+}
+
+/// A hash of a page's body, which is compared within the process only.
+fn hash(body: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(body);
+    hasher.finish()
 }
 
 /// When the page changed last, if an answer that it has not changed since would be true: within the
@@ -272,7 +306,7 @@ impl Poller<'_> {
         summary: &mut Summary,
         visited: &mut BTreeSet<Url>,
     ) -> Result<(), PollError> {
-        let mut next = Some(self.requester.url.clone());
+        let (mut next, mut before) = (Some(self.requester.url.clone()), None);
         while let Some(url) = next {
             if summary.pages >= self.def.pages {
                 summary.has_more = true;
@@ -291,60 +325,66 @@ impl Poller<'_> {
                 Waited::Done(page) => page?,
             };
             summary.pages += 1;
-            let after = self.take_page(&url, page, summary)?;
+            let taken = self.take_page(&url, page, summary)?;
+            if taken.is_repeated(&url, before) {
+                return Err(PageFailure::Repeated(summary.pages).into());
+            }
+            before = taken.content;
             // At its end a server may name the page again that it has just sent.
-            next = after.filter(|after| *after != url);
+            next = taken.next.filter(|next| *next != url);
         }
         Ok(())
     }
 
-    /// Stores the records of a page; returns where the next one is.
+    /// Stores the records of a page.
     fn take_page(
         &mut self,
         url: &Url,
         page: Page,
         summary: &mut Summary,
-    ) -> Result<Option<Url>, PollError> {
+    ) -> Result<TakenPage, PollError> {
         let ChangedPage {
             url: at,
             headers,
             body,
         } = match page {
-            Page::Empty => return Ok(None),
-            Page::Unchanged(headers) => return self.next_of_unchanged(url, &headers),
+            Page::Empty => return Ok(TakenPage::default()),
+            Page::Unchanged(headers) => return self.take_unchanged(url, &headers),
             Page::Changed(page) => *page,
         };
+        let records_before = summary.records();
         self.store(&body, summary)?;
+        let has_records = summary.records() > records_before;
         let links = headers.get_all(header::LINK);
         let links = links.iter().filter_map(|link| link.to_str().ok());
         let next = pages::after(&self.def.next, &self.requester.url, &at, links, &body)?;
+        let taken = TakenPage {
+            next,
+            content: has_records.then(|| hash(&body)),
+        };
         // Only now nothing of the page is missing.
         let known = KnownPage {
             etag: headers.get(header::ETAG).cloned(),
             last_modified: last_modified(&headers).cloned(),
-            next: next.clone(),
+            taken: taken.clone(),
         };
         self.known.insert(url.clone(), known);
-        Ok(next)
+        Ok(taken)
     }
 
-    /// Where the page after an unchanged one is: its content is as it was, and its links may not be.
-    fn next_of_unchanged(
-        &mut self,
-        url: &Url,
-        headers: &HeaderMap,
-    ) -> Result<Option<Url>, PollError> {
+    /// An unchanged page: its content is as it was, and its links may not be.
+    fn take_unchanged(&mut self, url: &Url, headers: &HeaderMap) -> Result<TakenPage, PollError> {
         let Some(known) = self.known.get_mut(url) else {
-            return Ok(None);
+            return Ok(TakenPage::default());
         };
         if let NextPage::Link = self.def.next
             && headers.contains_key(header::LINK)
         {
             let links = headers.get_all(header::LINK);
             let links = links.iter().filter_map(|link| link.to_str().ok());
-            known.next = pages::after(&self.def.next, &self.requester.url, url, links, b"")?;
+            known.taken.next = pages::after(&self.def.next, &self.requester.url, url, links, b"")?;
         }
-        Ok(known.next.clone())
+        Ok(known.taken.clone())
     }
 
     async fn fetch(&self, url: &Url) -> Result<Page, PageFailure> {
@@ -491,6 +531,27 @@ impl Poller<'_> {
 mod tests {
     use super::*;
     use crate::config::{HttpRequest, NextPage};
+
+    #[test]
+    fn a_page_is_repeated_if_it_names_itself_and_has_the_records_of_the_one_before() {
+        let url = |text: &str| Url::parse(text).expect("a URL");
+        let (page, other) = (url("http://a/?after=2"), url("http://a/?after=4"));
+        let (content, different) = (Some(hash(b"[1]")), Some(hash(b"[2]")));
+        assert_ne!(content, different);
+        let is_repeated = |next: Option<&Url>, content, before| {
+            let next = next.cloned();
+            TakenPage { next, content }.is_repeated(&page, before)
+        };
+        assert!(is_repeated(Some(&page), content, content));
+        // The last page of a server that repeats its last cursor, and one without records.
+        assert!(!is_repeated(Some(&page), content, different));
+        assert!(!is_repeated(Some(&page), None, None));
+        // The only page.
+        assert!(!is_repeated(Some(&page), content, None));
+        // Two pages may have the same records.
+        assert!(!is_repeated(Some(&other), content, content));
+        assert!(!is_repeated(None, content, content));
+    }
 
     #[test]
     fn a_limit_that_is_reached_is_named_with_its_key() {
