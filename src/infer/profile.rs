@@ -101,7 +101,7 @@ pub(super) struct Prose {
     /// Numbers, and the whole ones among them.
     pub numbers: u64,
     pub wholes: u64,
-    /// Empty texts, and those that say that there is no value.
+    /// Empty texts, and `-` for a missing value.
     pub blanks: u64,
     pub common_words: BTreeMap<String, u64>,
 }
