@@ -44,6 +44,7 @@ mod sink_http;
 mod sink_kafka;
 mod sink_postgres;
 mod sink_postgres_commit;
+mod sink_postgres_reset;
 mod sink_rows;
 mod skipping;
 mod sql_bounds;
