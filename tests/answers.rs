@@ -259,6 +259,62 @@ fn assert_nothing_spilled(folder: &TestFolder) {
     assert!(left.iter().all(|entry| entry.path().is_dir()), "{left:?}");
 }
 
+/// Statements with a mistake, and parts of their messages.
+const MISTAKES: [(&str, &[&str]); 13] = [
+    (
+        "select sum(country) from rsvps",
+        &[
+            "line 1, column 8: `sum(varchar)` is not possible; available: ",
+            "`cast(x as …)`",
+        ],
+    ),
+    (
+        "select 1 +",
+        &["line 1, column 11: ", "the end of the text"],
+    ),
+    (
+        "select 'a' + interval '1 day'",
+        &["line 1, column 12: ", "is not possible"],
+    ),
+    (
+        "select country + 1 from rsvps",
+        &["line 1, column 8: `varchar + bigint` is not possible"],
+    ),
+    ("select 1 /\n 0", &["line 1, column 10: division by zero"]),
+    (
+        "select guests / 0 from rsvps",
+        &["line 1, column 15: division by zero", "nullif"],
+    ),
+    (
+        "select cast(country as bigint) from rsvps",
+        &["line 1, column 21: ", "`try_cast` gives null"],
+    ),
+    (
+        "select country::bigint from rsvps",
+        &["line 1, column 15: ", "cannot be cast to bigint"],
+    ),
+    (
+        "select cast('abc' as bigint)",
+        &["line 1, column 13: 'abc' cannot be cast to bigint"],
+    ),
+    (
+        "select upper(1, 2)",
+        &["line 1, column 8: `upper(bigint, bigint)` is not possible"],
+    ),
+    (
+        "select date_trunc(event_time) from rsvps",
+        &["line 1, column 8: ", "expects 2 arguments"],
+    ),
+    (
+        "select foo() over () from rsvps",
+        &["line 1, column 8: Invalid function 'foo'"],
+    ),
+    (
+        "select * from rsvps where country",
+        &["line 1, column 27: the condition must be a boolean"],
+    ),
+];
+
 /// Mistakes in SQL have a place, where it can be found, and a next step; nothing asks to report a
 /// bug of the planner.
 #[test]
@@ -270,60 +326,7 @@ fn errors_in_sql_say_where_and_what_to_do() {
     wait_until("the rows are visible", || {
         sql(&server, "select count(*) as n from rsvps", "json").1["rows"][0]["n"] == 40
     });
-    for (query, parts) in [
-        (
-            "select sum(country) from rsvps",
-            &[
-                "line 1, column 8: `sum(varchar)` is not possible; available: ",
-                "`cast(x as …)`",
-            ][..],
-        ),
-        (
-            "select 1 +",
-            &["line 1, column 11: ", "the end of the text"],
-        ),
-        (
-            "select 'a' + interval '1 day'",
-            &["line 1, column 12: ", "is not possible"],
-        ),
-        (
-            "select country + 1 from rsvps",
-            &["line 1, column 8: `varchar + bigint` is not possible"],
-        ),
-        ("select 1 /\n 0", &["line 1, column 10: division by zero"]),
-        (
-            "select guests / 0 from rsvps",
-            &["line 1, column 15: division by zero", "nullif"],
-        ),
-        (
-            "select cast(country as bigint) from rsvps",
-            &["line 1, column 21: ", "`try_cast` gives null"],
-        ),
-        (
-            "select country::bigint from rsvps",
-            &["line 1, column 15: ", "cannot be cast to bigint"],
-        ),
-        (
-            "select cast('abc' as bigint)",
-            &["line 1, column 13: 'abc' cannot be cast to bigint"],
-        ),
-        (
-            "select upper(1, 2)",
-            &["line 1, column 8: `upper(bigint, bigint)` is not possible"],
-        ),
-        (
-            "select date_trunc(event_time) from rsvps",
-            &["line 1, column 8: ", "expects 2 arguments"],
-        ),
-        (
-            "select foo() over () from rsvps",
-            &["line 1, column 8: Invalid function 'foo'"],
-        ),
-        (
-            "select * from rsvps where country",
-            &["line 1, column 27: the condition must be a boolean"],
-        ),
-    ] {
+    for (query, parts) in MISTAKES {
         let (status, answer) = sql(&server, query, "json");
         let message = answer["error"]["message"].as_str().unwrap_or_default();
         assert_eq!(status, 400, "{query}: {answer}");
