@@ -203,6 +203,8 @@ pub struct Sink {
     pub key: Option<String>,
     /// `kafka`: `json`, the only one.
     pub format: Option<String>,
+    /// `kafka`: how batches of messages are compressed: `none`, `gzip`, `snappy`, `lz4` or `zstd`.
+    pub compression: Option<String>,
     /// `kafka`: encryption and authentication.
     pub security: Option<Security>,
     /// `postgres`: `postgres://USER@HOST:PORT/DATABASE`; `http`: the webhook; `elasticsearch`: the

@@ -13,12 +13,13 @@ const SECRET_KEYS: [&str; 1] = ["headers"];
 /// Keys whose values are addresses, which may hold secrets in some of their parts.
 const ADDRESS_KEYS: [&str; 2] = ["registry", "url"];
 /// Keys whose values hold no secret.
-const PLAIN_KEYS: [&str; 41] = [
+const PLAIN_KEYS: [&str; 42] = [
     "allow_private",
     "api_key_file",
     "batch_rows",
     "brokers",
     "ca_file",
+    "compression",
     "cursor",
     "every",
     "exclude",

@@ -414,6 +414,7 @@ fn of_sink(kind: &SinkKind) -> toml::Table {
             ("schema", postgres.schema.as_str().into()),
             ("foreign_keys", postgres.foreign_keys.into()),
         ]),
-        SinkKind::Kafka(_) | SinkKind::Elasticsearch(_) => toml::Table::new(),
+        SinkKind::Kafka(kafka) => keys([("compression", kafka.compression.name().into())]),
+        SinkKind::Elasticsearch(_) => toml::Table::new(),
     }
 }

@@ -216,6 +216,7 @@ fn check_keys(
         ("topic", typed.topic.is_some()),
         ("key", typed.key.is_some()),
         ("format", typed.format.is_some()),
+        ("compression", typed.compression.is_some()),
         ("security", typed.security.is_some()),
         ("url", typed.url.is_some()),
         ("secret_file", typed.secret_file.is_some()),

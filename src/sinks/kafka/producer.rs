@@ -225,7 +225,7 @@ impl Transactions {
                 "transaction.timeout.ms",
                 TRANSACTION_TIMEOUT.as_millis().to_string(),
             )
-            .set("compression.type", "lz4")
+            .set("compression.type", def.compression.name())
             // The partitions that producers in Java choose for the same keys. One key, also the
             // empty one, is in one partition: a compacted topic then keeps its last message.
             .set("partitioner", "murmur2_random")
