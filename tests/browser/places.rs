@@ -1,11 +1,12 @@
-//! The map and the search: a place and values filter, values are counted, pages follow one another,
-//! a search waits for its index, and a record is shown as it was received.
+//! The map and the search: a place and values filter, an address states them, values are counted,
+//! pages follow one another, a search waits for its index, and a record is shown as it was received.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{driver, open, recent, served};
+use super::driver::{self, Browser, ENTER};
+use super::{fill, open, recent, served};
 use crate::server::{Server, start};
 use crate::support::{HTTP_ONLY, TestFolder, ndjson, wait_until};
 
@@ -151,12 +152,12 @@ fn values_are_counted_over_all_hits() {
     server.stop();
 }
 
-#[test]
-fn a_place_filters_by_distance() {
+/// A server with events in three places: in the middle, within 5 km of it, and in a corner of the
+/// square around that circle.
+fn in_three_places() -> (TestFolder, Server) {
     let folder = TestFolder::new("");
     folder.configure(HTTP_ONLY);
     let server = start(&folder);
-    // In the middle, within 5 km of it, and in a corner of the square around that circle.
     let places = [(50.0, 10.0), (50.04, 10.0), (50.035, 10.055)];
     let mut events = recent(places.len());
     for (event, (lat, lon)) in events.iter_mut().zip(places) {
@@ -164,6 +165,12 @@ fn a_place_filters_by_distance() {
         event["event"]["event_name"] = json!("zebra");
     }
     assert_eq!(server.post(&[], &ndjson(&events)).0, 200);
+    (folder, server)
+}
+
+#[test]
+fn a_place_filters_by_distance() {
+    let (_folder, server) = in_three_places();
     let Some(browser) = driver::start(1_400, 900) else {
         return;
     };
@@ -190,6 +197,157 @@ fn a_place_filters_by_distance() {
         browser.wait_for_text("#facets", "Values in all 2 hits");
         assert_eq!(browser.value(HITS), 2, "{section}");
     }
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+#[test]
+fn the_address_of_a_search_states_its_place() {
+    let (_folder, server) = in_three_places();
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    open(&browser, &server, "#/search?q=zebra");
+    browser.wait_for_text("#search-status", "3 of 3 hits");
+    browser.wait("document.querySelector('[data-test=search-near]')");
+    browser.click("[data-test=search-near]");
+    browser.type_keys(&format!("50, 10{ENTER}"));
+    browser.wait_for_text("#search-status", "2 of 2 hits");
+    choose(&browser, "search-within", "10");
+    browser.wait_for_text("#search-status", "3 of 3 hits");
+    browser.run("history.back()");
+    browser.wait_for_text("#search-status", "2 of 2 hits");
+    let address = browser.value("location.hash");
+    let address = address.as_str().expect("text");
+    let parameters = "Object.fromEntries(new URLSearchParams(location.hash.split('?')[1]))";
+    assert_eq!(
+        browser.value(parameters),
+        json!({"q": "zebra", "stream": "rsvps", "near": "50,10", "within": "5km"})
+    );
+    // Another page, which has chosen nothing.
+    browser.open("about:blank");
+    open(&browser, &server, address);
+    browser.wait_for_text("#search-status", "2 of 2 hits");
+    browser.wait_for_text("#filters", "Filtered to 5 km around 50.000, 10.000");
+    browser.wait_for_text("#search-filters", "within 5 km around 50.000, 10.000");
+    browser.run("document.querySelector('[data-test=remove-place]').click()");
+    browser.wait_for_text("#search-status", "3 of 3 hits");
+    assert_eq!(
+        browser.value(parameters),
+        json!({"q": "zebra", "stream": "rsvps"})
+    );
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+/// Chooses an option of a select by its value, as a reader does.
+fn choose(browser: &Browser, select: &str, value: &str) {
+    let element = format!("document.querySelector('[data-test={select}]')");
+    let value = json!(value);
+    browser.wait(&format!(
+        "[...{element}.options].some((option) => option.value === {value})"
+    ));
+    browser.run(&format!(
+        "const select = {element};
+        select.value = {value};
+        select.dispatchEvent(new Event('change'));"
+    ));
+}
+
+#[test]
+fn the_form_of_the_search_offers_what_the_stream_declares() {
+    const BEANS: &str = r#"
+[streams.beans]
+schema = "id bigint not null, at timestamp not null, kind varchar"
+select = "select at as event_time, id, kind from beans"
+count = { type = "kind" }
+"#;
+    let folder = TestFolder::new("");
+    folder.configure(&format!("{HTTP_ONLY}{BEANS}"));
+    let server = start(&folder);
+    fill(&server);
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    open(&browser, &server, "#/search?stream=rsvps");
+    browser.wait("document.querySelector('[data-test=filter-response]')");
+    for answer in ["no", "yes"] {
+        choose(&browser, "filter-response", &json!(answer).to_string());
+        browser.wait_for_text("#search-filters", &format!("response: {answer}"));
+        let chips = "document.querySelectorAll('#search-filters .chip').length";
+        assert_eq!(browser.value(chips), 1, "one value replaces another");
+    }
+    let facet = "document.querySelector('#facets [data-column=country] [data-test=facet]')";
+    browser.wait(facet);
+    browser.run(&format!(
+        "const facet = {facet}; window.country = facet.textContent; facet.click();"
+    ));
+    browser.wait("JSON.stringify(window.country) === document.querySelector('[data-test=filter-country]').value");
+    let yes = "document.querySelector('[data-test=filter-response]').value";
+    assert_eq!(browser.value(yes), "\"yes\"");
+    // What the other stream does not declare is not offered, and cannot be asked for.
+    open(
+        &browser,
+        &server,
+        "#/search?stream=beans&near=50,10&within=5km",
+    );
+    browser.wait_for_text("#hits", "Stream beans has no coordinates");
+    browser.wait("document.querySelector('[data-test=filter-kind]')");
+    for absent in ["filter-response", "filter-country", "search-near"] {
+        let element = format!("document.querySelector('[data-test={absent}]')");
+        assert_eq!(browser.value(&element), Value::Null, "{absent}");
+    }
+    browser.wait("document.querySelector('#filters').hidden");
+    browser.run("document.querySelector('#search-filters .chip-remove').click()");
+    browser.wait_for_text("#hits", "Nothing found");
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+#[test]
+fn a_search_says_that_it_looked_through_the_first_hits_only() {
+    let folder = TestFolder::new("");
+    folder.configure(HTTP_ONLY);
+    let server = start(&folder);
+    // The oldest one alone is a "no", and `response` is not in the index.
+    let count = 2_051;
+    let event = recent(1).remove(0);
+    let time = event["mtime"].as_i64().expect("a number");
+    let events: Vec<Value> = (0..count)
+        .map(|n| {
+            let mut event = event.clone();
+            event["rsvp_id"] = json!(78_000_000 + n);
+            event["mtime"] = json!(time - count + n);
+            event["response"] = json!(if n == 0 { "no" } else { "yes" });
+            event["event"]["event_name"] = json!("zebra");
+            event
+        })
+        .collect();
+    assert_eq!(server.post(&[], &ndjson(&events)).0, 200);
+    wait_until("the index has the events", || {
+        server.get("/api/v1/search?limit=1&q=zebra").1["total"] == count
+    });
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    let no = "%5B%22response%22%2C%22no%22%5D";
+    open(&browser, &server, &format!("#/search?q=zebra&where={no}"));
+    browser.wait(
+        "document.querySelector('#hits').textContent.includes(
+            `Nothing found among the first ${(2000).toLocaleString()} of ${(2051).toLocaleString()} hits.`)",
+    );
+    browser.wait_for_text("#hits", "declare in `search.exact`: response.");
+    browser.wait_for_text("[data-test=more]", "Look through more hits");
+    browser.run("document.querySelector('[data-test=more]').click()");
+    browser.wait_for_text("#search-status", "1 among");
+    assert_eq!(
+        browser.value("document.querySelectorAll('#hits > li').length"),
+        1
+    );
+    assert_eq!(browser.value(HITS), 1);
     let errors = browser.console_errors();
     assert!(errors.is_empty(), "{errors:?}");
     server.stop();

@@ -36,14 +36,14 @@ async function countRows(search, columns, signal) {
   );
   const [{ n }] = found.rows;
   const isCapped = n > MAX_COUNTED;
-  const newest = isCapped ? ` order by event_time desc, lsn desc limit ${MAX_COUNTED}` : "";
+  const rows = isCapped ? newestOf(from) : from;
   const counted = Math.min(n, MAX_COUNTED);
   const facets = new Array(columns.length);
   const waiting = columns.map((column, at) => [column, at]);
   const worker = async () => {
     while (waiting.length > 0) {
       const [column, at] = waiting.shift();
-      facets[at] = await countColumn(search, column, `${from}${newest}`, signal);
+      facets[at] = await countColumn(search, column, rows, signal);
     }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
@@ -51,18 +51,31 @@ async function countRows(search, columns, signal) {
 }
 
 async function countColumn(search, column, from, signal) {
-  const name = identifier(column);
-  const type = search.columns.find((of) => of.name === column)?.type ?? "";
-  const value = /list/i.test(type) ? `unnest(array_distinct(${name}))` : name;
+  const typed = search.columns.find((of) => of.name === column) ?? { name: column };
+  const values = await frequentValues(typed, { from, signal });
+  return { column, distinct: values[0]?.different ?? 0, complete: true, values };
+}
+
+/** `from` of the newest rows among those of a clause of SQL. */
+const newestOf = (clause) => `${clause} order by event_time desc, lsn desc limit ${MAX_COUNTED}`;
+
+/**
+ * The most frequent values of a column, `[{value, n, different}]`, in the rows of `from`: the
+ * stream's newest ones by default.
+ */
+export async function frequentValues(column, { from, limit = MAX_VALUES, signal }) {
+  const name = identifier(column.name);
+  const value = /list/i.test(column.type ?? "") ? `unnest(array_distinct(${name}))` : name;
+  const rows = `select ${name} ${from ?? newestOf(`from ${table(stream)}`)}`;
   const groups =
-    `select "value", count(*) as n from (select ${value} as "value" from (select ${name} ${from}) as hits) ` +
+    `select "value", count(*) as n from (select ${value} as "value" from (${rows}) as hits) ` +
     `as v where cast("value" as varchar) <> '' group by 1`;
-  const { rows } = await sql(
+  const found = await sql(
     `select "value", n, count(*) over () as different from (${groups}) as g ` +
-      `order by n desc, "value" limit ${MAX_VALUES}`,
+      `order by n desc, "value" limit ${limit}`,
     { signal },
   );
-  return { column, distinct: rows[0]?.different ?? 0, complete: true, values: rows };
+  return found.rows;
 }
 
 /** What was counted, and each column's values as filters. */

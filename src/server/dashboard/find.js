@@ -2,7 +2,8 @@
 
 import { get, identifier, literal, sql, table } from "./api.js";
 import { number } from "./format.js";
-import { columns, declaration, placeCondition, stream } from "./state.js";
+import { putPlace } from "./place.js";
+import { columns, coordinates, declaration, placeCondition, stream } from "./state.js";
 
 export const PAGE = 25;
 /** Hits that are looked through for one page, where a filter is not in the index. */
@@ -28,17 +29,19 @@ const asText = (value) => ((value ?? null) === null ? null : String(value));
 
 /** A search with its pages so far. */
 export class Search {
-  static async begin(asked, place) {
+  static async begin(asked) {
     const own = new Search();
-    const [declared, all] = await Promise.all([declaration(), columns()]);
+    const [declared, all, at] = await Promise.all([declaration(), columns(), coordinates()]);
     Object.assign(own, {
       asked,
-      place,
+      place: asked.place,
       declaration: declared,
       columns: all,
       shown: [],
       examined: 0,
       hasMore: true,
+      // Whether the last page is short because it examined no more hits.
+      isCutShort: false,
       after: null,
       total: null,
       // How far the index was; null where SQL answers, which has all records.
@@ -54,6 +57,11 @@ export class Search {
     if (!search && asked.q.trim()) {
       throw Object.assign(new Error(`Stream ${stream} declares no search.`), {
         hint: "Add `search` with its columns of text to the declaration, or use the filters alone.",
+      });
+    }
+    if (own.place && !at) {
+      throw Object.assign(new Error(`Stream ${stream} has no coordinates to filter by a place.`), {
+        hint: "Remove the filter, or choose a stream that declares `places` or `search.geo`.",
       });
     }
     return own;
@@ -73,10 +81,7 @@ export class Search {
     const query = new URLSearchParams({ q: [q.trim(), ...exact].join(" "), stream });
     if (from) query.set("from", from);
     if (to) query.set("to", to);
-    if (this.place) {
-      query.set("near", `${this.place.lat},${this.place.lon}`);
-      query.set("within", `${this.place.km}km`);
-    }
+    putPlace(query, this.place);
     return query;
   }
 
@@ -97,6 +102,7 @@ export class Search {
       looked += hits.length;
       this.examined += hits.length;
     }
+    this.isCutShort = this.hasMore && wanted.length < PAGE;
     return wanted;
   }
 
@@ -137,6 +143,12 @@ export class Search {
     if (value === null || value === undefined) return `${name} is null`;
     const type = this.columns.find((c) => c.name === column)?.type ?? "";
     return /list/i.test(type) ? `array_has(${name}, ${literal(value)})` : `${name} = ${literal(value)}`;
+  }
+
+  /** Columns that are compared hit by hit although the index could have them, were they declared. */
+  undeclared() {
+    const exact = this.declaration.search?.exact ?? [];
+    return [...new Set(this.others.map(([column]) => column))].filter((column) => !exact.includes(column));
   }
 
   /** What the shown hits are of. */

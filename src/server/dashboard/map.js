@@ -4,13 +4,13 @@ import { get, identifier, literal, poll, sql, table } from "./api.js";
 import { button, empty, errorBox, h, link, select, setText, show, update } from "./dom.js";
 import { compact, distance, number, time } from "./format.js";
 import { openSearch } from "./links.js";
+import { radiusOptions } from "./place.js";
 import { changed, coordinates, countedOnce, declaration, place, setPlace, stream } from "./state.js";
 import { roundRadius, WorldMap } from "./world.js";
 
 const EVERY_MS = 5000;
 const MAX_PLACES = 10_000;
 const MAX_VENUES = 12;
-const RADII = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1000];
 const SPANS = [
   ["5 minutes", "Last 5 minutes"],
   ["1 hour", "Last hour"],
@@ -200,7 +200,7 @@ async function showPlace() {
   const { lat, lon, km } = place;
   const radius = select(
     "Radius",
-    RADII.map((n) => [String(n), `${n} km`]),
+    radiusOptions(km),
     String(km),
     (value) => setPlace({ ...place, km: Number(value) }),
     { "data-test": "radius" },

@@ -3,10 +3,12 @@
 import { parse, sleep, visible } from "./api.js";
 import { button, empty, errorBox, h, select, setText, show } from "./dom.js";
 import { countFacets, facetList } from "./facets.js";
+import { Filters } from "./filters.js";
 import { localTime, number } from "./format.js";
 import { hitElement } from "./hit.js";
 import { absolute, PAGE, Search } from "./find.js";
-import { changed, place, setPlace, stream } from "./state.js";
+import { around, isSamePlace, putPlace, statedPlace } from "./place.js";
+import { changed, coordinates, place, setPlace, stream } from "./state.js";
 
 const SPANS = [
   ["", "Any time"],
@@ -24,8 +26,8 @@ const MAX_UNCHANGED = 20;
 
 let root;
 const parts = {};
-/** What is asked: text, times, sort, and `where`, a list of [column, value]. */
-let asked = { q: "", from: "", to: "", sort: "time", where: [] };
+/** What is asked: text, times, sort, `where`, a list of [column, value], and the place. */
+let asked = { q: "", from: "", to: "", sort: "time", where: [], place: null };
 let search = null;
 let visit = 0;
 /** The end of the log when the reader asked: until the index has it, few hits may become more. */
@@ -48,20 +50,8 @@ export function mount(element) {
     "data-test": "search-text",
   });
   parts.span = select("Time", SPANS, "", (value) => chooseSpan(value), { "data-test": "search-span" });
-  parts.from = h("input", {
-    type: "datetime-local",
-    "aria-label": "From, local time",
-    step: 1,
-    hidden: true,
-    onchange: () => go({ from: utc(parts.from) }),
-  });
-  parts.to = h("input", {
-    type: "datetime-local",
-    "aria-label": "To, local time",
-    step: 1,
-    hidden: true,
-    onchange: () => go({ to: utc(parts.to) }),
-  });
+  parts.from = timeInput("from", "From, local time");
+  parts.to = timeInput("to", "To, local time");
   parts.sort = select(
     "Order",
     [
@@ -72,6 +62,7 @@ export function mount(element) {
     (value) => go({ sort: value }),
     { "data-test": "search-sort" },
   );
+  parts.filters = new Filters(setValue, (place) => go({ place }));
   parts.chips = h("div", { class: "chips", id: "search-filters" });
   parts.status = h("p", { class: "muted", role: "status", id: "search-status" });
   parts.facets = h("aside", { class: "facets", "aria-label": "Values in the hits", id: "facets" });
@@ -93,6 +84,7 @@ export function mount(element) {
     parts.from,
     parts.to,
     parts.sort,
+    parts.filters.root,
   );
   show(
     root,
@@ -102,24 +94,61 @@ export function mount(element) {
     parts.status,
     h("div", { class: "search-layout" }, parts.facets, h("div", {}, parts.hits, parts.more)),
   );
-  for (const name of ["place", "stream"]) changed.addEventListener(name, runShown);
+  changed.addEventListener("stream", () => !root.hidden && enter(null, parameters()));
+  changed.addEventListener("place", () => !root.hidden && follow());
 }
 
-const runShown = () => !root.hidden && run();
+const timeInput = (name, label) =>
+  h("input", {
+    type: "datetime-local",
+    "aria-label": label,
+    step: 1,
+    hidden: true,
+    onchange: () => go({ [name]: utc(parts[name]) }),
+  });
 
-export function enter(_, query) {
+/** Takes a place that was chosen or removed elsewhere. */
+function follow() {
+  asked = { ...asked, place };
+  completeUrl();
+  run();
+}
+
+/** The parameters of the section's URL. */
+const parameters = () => new URLSearchParams(location.hash.split("?")[1]);
+
+/** Makes the URL state also the stream and the place that were chosen before, so that a link to it
+ * is the same search. */
+function completeUrl() {
+  const query = parameters();
+  if (stream && !query.has("stream")) query.set("stream", stream);
+  putPlace(query, asked.place);
+  history.replaceState(null, "", `#/search?${query}`);
+}
+
+export async function enter(_, query) {
+  const own = ++visit;
   const where = query
     .getAll("where")
     .map(parse)
     .filter((pair) => Array.isArray(pair));
-  asked = {
+  const next = {
     q: query.get("q") ?? "",
     from: query.get("from") ?? "",
     to: query.get("to") ?? "",
     sort: query.get("sort") === "rank" ? "rank" : "time",
     where,
+    place: statedPlace(query),
   };
-  return run();
+  // A URL with a stream, as the page writes it, states all that is asked. Others keep the place.
+  if (!query.has("stream")) next.place ??= place;
+  // Without coordinates the search says why it cannot filter, and other sections have no place.
+  const shared = (await coordinates()) ? next.place : null;
+  if (own !== visit) return;
+  if (!isSamePlace(shared, place)) setPlace(shared);
+  asked = next;
+  completeUrl();
+  await run();
 }
 
 export function leave() {
@@ -129,12 +158,13 @@ export function leave() {
 
 /** Searches with some of what is asked changed; the URL states all of it. */
 function go(change) {
-  const next = { ...asked, ...change };
+  asked = { ...asked, ...change };
   const query = new URLSearchParams();
-  for (const name of ["q", "from", "to"]) if (next[name]) query.set(name, next[name]);
-  if (next.sort === "rank") query.set("sort", "rank");
-  for (const pair of next.where) query.append("where", JSON.stringify(pair));
+  for (const name of ["q", "from", "to"]) if (asked[name]) query.set(name, asked[name]);
+  if (asked.sort === "rank") query.set("sort", "rank");
+  for (const pair of asked.where) query.append("where", JSON.stringify(pair));
   if (stream) query.set("stream", stream);
+  putPlace(query, asked.place);
   const hash = `#/search?${query}`;
   if (location.hash === hash) run();
   else location.hash = hash;
@@ -167,10 +197,8 @@ function showAsked() {
   const chips = asked.where.map(([column, value], at) =>
     chip(`${column}: ${value ?? "(none)"}`, () => go({ where: without(at) })),
   );
-  if (place)
-    chips.push(
-      chip(`within ${place.km} km of ${place.lat.toFixed(3)}, ${place.lon.toFixed(3)}`, () => setPlace(null)),
-    );
+  if (asked.place)
+    chips.push(chip(`within ${asked.place.km} km ${around(asked.place)}`, () => go({ place: null })));
   show(parts.chips, chips);
 }
 
@@ -188,10 +216,12 @@ async function run() {
   ended = new AbortController();
   const { signal } = ended;
   showAsked();
+  // Without its values, those of the facets remain.
+  parts.filters.show(asked, signal).catch(() => {});
   setText(parts.status, "Searching …");
   show(parts.more);
   try {
-    const next = await Search.begin(asked, place);
+    const next = await Search.begin(asked);
     if (own !== visit) return;
     search = next;
     wanted = 0;
@@ -230,18 +260,34 @@ function showFound(isStuck = false) {
     : `waiting for the index, which is ${missing} records behind …`;
   const notes = [shown > 0 && search.describe(), lacking() > 0 && note];
   setText(parts.status, notes.filter(Boolean).join(" · "));
-  show(parts.more, search.hasMore && button("Show more", showMore, { "data-test": "more" }));
+  const more = search.isCutShort ? "Look through more hits" : "Show more";
+  show(parts.more, search.hasMore && button(more, showMore, { "data-test": "more" }));
 }
 
 function nothing() {
+  if (search.isCutShort) return nothingSoFar();
   if (lacking() > 0)
     return empty("Nothing found yet.", "The newest records are not in the index. The search is repeated.");
-  const isFiltered = asked.q || asked.where.length || place || asked.from;
+  const isFiltered = asked.q || asked.where.length || asked.place || asked.from || asked.to;
   return empty(
     "Nothing found.",
     isFiltered
       ? "Try fewer words, another spelling, `prefix*`, or remove a filter."
       : `Stream ${stream} has no events yet.`,
+  );
+}
+
+/** Filters that the index does not have were compared with the first hits only. */
+function nothingSoFar() {
+  const columns = search.undeclared();
+  const advice = [
+    "Filters that the index does not have are compared hit by hit.",
+    "Look through more hits, add words, or choose a shorter time.",
+    columns.length > 0 && `Or declare in \`search.exact\`: ${columns.join(", ")}.`,
+  ];
+  return empty(
+    `Nothing found among the first ${number(search.examined)} of ${number(search.total)} hits.`,
+    advice.filter(Boolean).join(" "),
   );
 }
 
@@ -271,7 +317,7 @@ async function awaitIndex(own, signal) {
 
 /** The same search once more. Elements of hits stay, with their focus and their details. */
 async function repeat(own, signal) {
-  const next = await Search.begin(asked, place);
+  const next = await Search.begin(asked);
   const hits = await next.next();
   if (own !== visit) return;
   const lsns = (all) => all.map(({ lsn }) => lsn).join();
@@ -300,6 +346,11 @@ async function showMore() {
   try {
     const hits = await search.next();
     if (own !== visit) return;
+    // The first hits replace the note that there are none.
+    if (search.shown.length === hits.length) {
+      show(parts.hits);
+      showFacets(ended.signal);
+    }
     parts.hits.append(...hits.map(hitItem));
     wanted = 0;
     showFound();
@@ -312,6 +363,12 @@ const filterBy = (column, value) => {
   const isSet = asked.where.some(([c, v]) => c === column && v === value);
   if (!isSet) go({ where: [...asked.where, [column, value]] });
 };
+
+/** One value of a column instead of others; undefined removes the filter. */
+function setValue(column, value) {
+  const others = asked.where.filter(([own]) => own !== column);
+  go({ where: value === undefined ? others : [...others, [column, value]] });
+}
 
 /** Values of some columns with their numbers in all hits of the search. */
 async function showFacets(signal) {

@@ -33,7 +33,7 @@ macro_rules! own {
     };
 }
 
-const OWN: [(&str, &str, &[u8]); 41] = own! {
+const OWN: [(&str, &str, &[u8]); 43] = own! {
     "access.js": SCRIPT,
     "api.js": SCRIPT,
     "app.js": SCRIPT,
@@ -46,6 +46,7 @@ const OWN: [(&str, &str, &[u8]); 41] = own! {
     "editor.js": SCRIPT,
     "facets.js": SCRIPT,
     "filtered.js": SCRIPT,
+    "filters.js": SCRIPT,
     "find.js": SCRIPT,
     "flow.js": SCRIPT,
     "format.js": SCRIPT,
@@ -61,6 +62,7 @@ const OWN: [(&str, &str, &[u8]); 41] = own! {
     "overview.js": SCRIPT,
     "panels.js": SCRIPT,
     "pipeline.js": SCRIPT,
+    "place.js": SCRIPT,
     "projection.js": SCRIPT,
     "prose.js": SCRIPT,
     "resources.js": SCRIPT,
