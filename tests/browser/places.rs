@@ -229,7 +229,7 @@ fn the_address_of_a_search_states_its_place() {
     browser.open("about:blank");
     open(&browser, &server, address);
     browser.wait_for_text("#search-status", "2 of 2 hits");
-    browser.wait_for_text("#filters", "Filtered to 5 km around 50.000, 10.000");
+    browser.wait_for_text("#filters", "Filtered to 5 km around 50.000, 10.000.");
     browser.wait_for_text("#search-filters", "within 5 km around 50.000, 10.000");
     browser.run("document.querySelector('[data-test=remove-place]').click()");
     browser.wait_for_text("#search-status", "3 of 3 hits");
@@ -348,6 +348,52 @@ fn a_search_says_that_it_looked_through_the_first_hits_only() {
         1
     );
     assert_eq!(browser.value(HITS), 1);
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+#[test]
+fn each_section_says_what_a_place_filters_there() {
+    let (_folder, server) = in_three_places();
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    open(
+        &browser,
+        &server,
+        "#/search?stream=rsvps&near=50,10&within=5km",
+    );
+    browser.wait_for_text("#search-status", "2 events");
+    for (section, note) in [
+        ("overview", "health are of the whole stream"),
+        ("map", "The map shows all places"),
+        ("sql", "Not filtered"),
+        ("notebook", "Not filtered"),
+        ("pipeline", "Not filtered"),
+        ("search", "Filtered to 5 km"),
+    ] {
+        browser.run(&format!("location.hash = '#/{section}'"));
+        browser.wait_for_text("#filters", note);
+    }
+    let statement = "select concat('found ', cast(count(*) as varchar)) as n from rsvps where true or false limit 5";
+    let statement = json!(statement);
+    browser.run(&format!(
+        "location.hash = '#/sql?' + new URLSearchParams({{ q: {statement} }})"
+    ));
+    browser.wait(&format!(
+        "document.querySelector('#sql textarea')?.value === {statement}"
+    ));
+    browser.click("[data-test=insert-place]");
+    browser.wait(
+        "/where \\(true or false\\)\\s+and [^]+ limit 5$/.test(document.querySelector('#sql textarea').value)",
+    );
+    browser.click("#sql [data-test=run]");
+    browser.wait_for_text("#sql [data-test=result]", "found 2");
+    browser.run("location.hash = '#/sql?q=show+tables'");
+    browser.wait("document.querySelector('#sql textarea').value === 'show tables'");
+    browser.click("[data-test=insert-place]");
+    browser.wait_for_text("#sql [data-test=sql-status]", "no `from`");
     let errors = browser.console_errors();
     assert!(errors.is_empty(), "{errors:?}");
     server.stop();

@@ -40,6 +40,66 @@ fn the_editor_completes_names_and_marks_an_error_at_its_place() {
 }
 
 #[test]
+fn a_condition_is_put_into_the_query_at_the_caret() {
+    let (_folder, server) = served();
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    open(&browser, &server, "#/sql?q=");
+    browser.wait("document.querySelector('#sql textarea')");
+    // `|` is the caret.
+    for (statement, expected) in [
+        ("select * from t|", "select * from t where c"),
+        (
+            "|select * from t limit 5",
+            "select * from t where c limit 5",
+        ),
+        ("select a from t -- all|", "select a from t where c -- all"),
+        ("select a from t where b|", "select a from t where b and c"),
+        (
+            "select a from t where b and |",
+            "select a from t where b and c ",
+        ),
+        (
+            "select a from t where b or d group by a|",
+            "select a from t where (b or d) and c group by a",
+        ),
+        (
+            "select * from (select a from t|) u order by a",
+            "select * from (select a from t where c) u order by a",
+        ),
+        (
+            "select * from (select a from t) u;|",
+            "select * from (select a from t) u where c;",
+        ),
+        (
+            "select a from t| union select a from u",
+            "select a from t where c union select a from u",
+        ),
+        (
+            "select 'from' from t where a = 'x or y'|",
+            "select 'from' from t where a = 'x or y' and c",
+        ),
+        ("show tables|", "none"),
+        ("select 1|", "none"),
+        ("|", "none"),
+    ] {
+        browser.run(&format!(
+            "window.answer = null;
+            import('/assets/sqltext.js').then(({{ withCondition }}) => {{
+                const [before, after] = {}.split('|');
+                const next = withCondition(before + after, before.length, 'c');
+                window.answer = next?.text.replace(/\\s+/g, ' ') ?? 'none';
+            }});",
+            json!(statement)
+        ));
+        browser.wait("window.answer");
+        assert_eq!(browser.value("window.answer"), expected, "{statement}");
+    }
+    server.stop();
+}
+
+#[test]
 fn statements_are_remembered_and_downloaded() {
     let (_folder, server) = served();
     let Some(browser) = driver::start(1_400, 900) else {

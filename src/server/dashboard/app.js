@@ -3,6 +3,7 @@
 import { asked, mountAccess, refreshControls } from "./access.js";
 import { connection, get, lost, send } from "./api.js";
 import { errorBox, h, link, resume, select, setText, show } from "./dom.js";
+import { around } from "./place.js";
 import { changed, configuration, place, setPlace, setStream, stream } from "./state.js";
 
 /** Sections by the first word of the path; each module has `mount(root)`, `enter(path, query)`, `leave()`. */
@@ -67,6 +68,7 @@ async function open() {
     if (isCurrent) entry.setAttribute("aria-current", "page");
     else entry.removeAttribute("aria-current");
   }
+  showFilters();
   document.title = `${root.getAttribute("aria-label")} · Weir`;
   try {
     const configured = configuration().then((found) => chooseStream(found, query.get("stream")));
@@ -152,6 +154,21 @@ connection.addEventListener("change", ({ detail }) => {
   if (detail === "live") resume(document.querySelectorAll("main > section:not([hidden]) [role=alert]"));
 });
 
+/** What a chosen place means in each section: texts before and after it. */
+const PLACE_NOTES = {
+  overview: ["Filtered to ", ". Records per second and health are of the whole stream; windows are left out."],
+  map: ["Chosen: ", ". The map shows all places; the overview and the search are filtered."],
+  search: ["Filtered to ", "."],
+  sql: ["Not filtered: statements run as they are. “Insert place filter” limits one to ", "."],
+  notebook: ["Not filtered: statements run as they are. Chosen on the map: ", "."],
+  pipeline: ["Not filtered: the pipeline is of all records. Chosen on the map: ", "."],
+};
+
+function placeNote() {
+  const [before, after] = PLACE_NOTES[route().name];
+  return h("span", {}, before, h("strong", {}, `${place.km} km`), ` ${around(place)}`, after);
+}
+
 function showFilters() {
   at("filters").hidden = !place && missing === null;
   show(
@@ -163,16 +180,7 @@ function showFilters() {
         `There is no stream ${missing}. `,
         stream ? `Shown is ${stream}.` : "This server has no stream.",
       ),
-    place && [
-      h(
-        "span",
-        {},
-        "Filtered to ",
-        h("strong", {}, `${place.km} km`),
-        ` around ${place.lat.toFixed(3)}, ${place.lon.toFixed(3)}`,
-      ),
-      link("Remove filter", () => setPlace(null), { "data-test": "remove-place" }),
-    ],
+    place && [placeNote(), link("Remove filter", () => setPlace(null), { "data-test": "remove-place" })],
   );
 }
 

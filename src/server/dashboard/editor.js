@@ -86,6 +86,14 @@ export class Editor {
     this.focus();
   }
 
+  /** Replaces the text by another version of it. */
+  edit({ text, caret }) {
+    this.value = text;
+    this.area.setSelectionRange(caret, caret);
+    this.changed();
+    this.focus();
+  }
+
   /** Marks the word at a place of the text. */
   markError(place, shift = 0) {
     this.mark = offsetOf(this.value.slice(shift), place) + shift;

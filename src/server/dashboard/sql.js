@@ -2,15 +2,17 @@
 
 import { access, readOnly, writing } from "./access.js";
 import { Cell } from "./cell.js";
-import { button, empty, errorBox, h, link, show } from "./dom.js";
+import { button, empty, errorBox, h, link, setText, show } from "./dom.js";
 import { duration, number, time } from "./format.js";
 import { forget, history, remember } from "./history.js";
 import { listNotebooks, saveAsNotebook } from "./notebooks.js";
-import { catalog, changed, KINDS, placeCondition, stream } from "./state.js";
+import { withCondition } from "./sqltext.js";
+import { catalog, changed, KINDS, place, placeCondition, stream } from "./state.js";
 
 let cell;
 let browser;
 let past;
+let offer;
 let notebooks;
 
 export function mount(root) {
@@ -25,6 +27,8 @@ export function mount(root) {
     writing(button("Save", save, { "data-test": "save-query", title: "Save as a notebook" })),
     cell.downloads,
   );
+  offer = button("Insert place filter", insertPlace, { "data-test": "insert-place", hidden: true });
+  cell.bar.insertBefore(offer, cell.downloads);
   browser = h("div", { id: "tables" });
   past = h("div", { id: "history" });
   notebooks = h("div", { id: "notebooks" });
@@ -216,13 +220,16 @@ async function save() {
   if (saved) location.hash = `#/notebook/${saved}`;
 }
 
-let offer = null;
-
 /** While a place is chosen, its condition can be put into the statement. */
-async function offerPlace() {
-  offer?.remove();
+function offerPlace() {
+  offer.hidden = !place;
+}
+
+async function insertPlace() {
   const condition = await placeCondition().catch(() => null);
   if (!condition) return;
-  offer = button("Insert place filter", () => cell.editor.insert(condition));
-  cell.bar.insertBefore(offer, cell.downloads);
+  const { editor, status } = cell;
+  const next = withCondition(editor.value, editor.area.selectionStart, condition);
+  if (next) editor.edit(next);
+  else setText(status, "The statement has no `from` whose rows could be filtered.");
 }

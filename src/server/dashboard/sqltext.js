@@ -37,6 +37,67 @@ export function tokens(statement) {
 
 export const keywords = [...KEYWORDS];
 
+/** Words that may follow the conditions of a query. */
+const AFTER_WHERE = new Set("group having qualify order limit offset union intersect except".split(" "));
+
+/** The queries of a statement, also those in parentheses: each with its own words, and its bounds. */
+function queries(statement) {
+  const found = [];
+  /** The query that is read in each open parenthesis; null before its `select`. */
+  let open = [null];
+  const close = (query, at) => query && Object.assign(query, { end: at });
+  for (const { kind, text, at } of tokens(statement)) {
+    const word = text.toLowerCase();
+    if (kind === "space" || kind === "comment") continue;
+    if (word === ";") {
+      open.forEach((query) => close(query, at));
+      open = [null];
+    }
+    if (word === ")" && open.length > 1) close(open.pop(), at);
+    if (word === "select") {
+      close(open.pop(), at);
+      open.push({ words: [], start: at, end: statement.length });
+      found.push(open.at(-1));
+    }
+    open.at(-1)?.words.push({ word, at, end: at + text.length });
+    if (word === "(") open.push(null);
+  }
+  return found;
+}
+
+/** The innermost query at an offset, else the one that ends before it, else the first. */
+function queryAt(statement, offset) {
+  const all = queries(statement);
+  const before = all.filter(({ start }) => start <= offset);
+  const inside = before.filter(({ end }) => offset <= end);
+  return inside.at(-1) ?? before.sort((a, b) => a.end - b.end).at(-1) ?? all[0];
+}
+
+/**
+ * A statement with one more condition in the query at the caret, `{text, caret}`: after its other
+ * conditions, else as its `where`. Null if there is no query that reads a table.
+ */
+export function withCondition(statement, caret, condition) {
+  const words = queryAt(statement, caret)?.words ?? [];
+  const from = words.findIndex(({ word }) => word === "from");
+  const after = from < 0 ? [] : words.slice(from + 1);
+  const last = after.findIndex(({ word }) => AFTER_WHERE.has(word));
+  const clause = last < 0 ? after : after.slice(0, last);
+  if (clause.length === 0) return null;
+  const where = clause.findIndex(({ word }) => word === "where");
+  const conditions = where < 0 ? [] : clause.slice(where + 1);
+  const { word, end } = clause.at(-1);
+  const put = (start, text) => {
+    const before = `${statement.slice(0, start)}${text}`;
+    return { text: `${before}${statement.slice(end)}`, caret: before.length };
+  };
+  if (where < 0) return put(end, `\nwhere ${condition}`);
+  if (["where", "and", "or"].includes(word)) return put(end, ` ${condition}`);
+  if (!conditions.some((own) => own.word === "or")) return put(end, `\n  and ${condition}`);
+  const [{ at }] = conditions;
+  return put(at, `(${statement.slice(at, end)})\n  and ${condition}`);
+}
+
 /** Where an error is, from its message: `{line, column}` from 1, or null. */
 export function positionOf(message) {
   const found = /\bline:? (\d+),? column:? (\d+)/i.exec(message ?? "");
