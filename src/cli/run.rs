@@ -139,7 +139,9 @@ impl Run {
         let is_read = |name: &str| kafka.iter().any(|topics| reads_partition(topics, name));
         let is_name = |name: &str| {
             name.rsplit_once('/').is_some_and(|(topic, number)| {
-                !topic.is_empty() && number.parse::<i32>().is_ok_and(|number| number >= 0)
+                // Only as it is shown: `+3` and `03` would name no partition.
+                let parsed = number.parse::<i32>().ok().filter(|number| *number >= 0);
+                !topic.is_empty() && parsed.is_some_and(|parsed| parsed.to_string() == number)
             })
         };
         match self.accept_reset.iter().find(|name| !is_name(name)) {

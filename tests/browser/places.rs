@@ -336,7 +336,7 @@ fn a_search_says_that_it_looked_through_the_first_hits_only() {
     let no = "%5B%22response%22%2C%22no%22%5D";
     open(&browser, &server, &format!("#/search?q=zebra&where={no}"));
     browser.wait(
-        "document.querySelector('#hits').textContent.includes(
+        "document.querySelector('#hits')?.textContent.includes(
             `Nothing found among the first ${(2000).toLocaleString()} of ${(2051).toLocaleString()} hits.`)",
     );
     browser.wait_for_text("#hits", "declare in `search.exact`: response.");

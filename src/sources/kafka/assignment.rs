@@ -123,13 +123,15 @@ fn continue_at(position: Position, broker: Watermarks) -> Start {
     if next > high {
         return Start::Halt(Reset::Shrunk { next, high });
     }
-    // One that the broker has removed cannot be compared.
-    let last = position.last.filter(|last| last.offset >= low);
-    match last {
+    match position.last {
+        // Known from a comparison before, also if the broker has removed the record since.
         Some(last) if position.is_refuted => Start::Halt(Reset::Replaced {
             offset: last.offset,
         }),
-        check => Start::Continue { next, check },
+        last => Start::Continue {
+            next,
+            check: last.filter(|last| last.offset >= low),
+        },
     }
 }
 
@@ -217,6 +219,9 @@ mod tests {
         assert_eq!(start(100, 99, false), uncompared);
         let replaced = Start::Halt(Reset::Replaced { offset: 149 });
         assert_eq!(start(150, 149, true), replaced);
+        // It was removed after the comparison.
+        let gone = Start::Halt(Reset::Replaced { offset: 99 });
+        assert_eq!(start(100, 99, true), gone);
         // Less than was read says more.
         let shrunk = Start::Halt(Reset::Shrunk {
             next: 250,

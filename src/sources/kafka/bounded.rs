@@ -103,6 +103,7 @@ impl Source<'_> {
 
     /// Stores everything and where each partition ends, commits, and ends.
     fn finish(mut self) -> Result<(), SourceError> {
+        self.expire_resets();
         self.flush(true);
         for id in self.partitions.select(|p| p.phase == Phase::Reading) {
             let partition = self.partitions.get(id);

@@ -19,8 +19,8 @@ const PROBLEM_TIME: Duration = Duration::from_secs(25);
 pub(super) struct Connection {
     is_up: bool,
     was_up: bool,
-    /// A broker is connected again after none was.
-    has_returned: bool,
+    /// No broker is connected after one was.
+    is_lost: bool,
     /// Why no broker is connected.
     failure: Option<String>,
     /// What else is wrong, and since when.
@@ -39,7 +39,7 @@ impl Connection {
             self.set_problem(&reason);
         }
         if let Some(is_up) = is_connected {
-            self.has_returned |= is_up && !self.is_up && self.was_up;
+            self.is_lost |= self.is_up && !is_up;
             self.is_up = is_up;
         }
         if self.is_up {
@@ -54,9 +54,9 @@ impl Connection {
         self.problem = None;
     }
 
-    /// Whether, since the last call, a broker was connected again after none was.
-    pub fn take_return(&mut self) -> bool {
-        std::mem::take(&mut self.has_returned)
+    /// Whether, since the last call, the last connection to a broker was lost.
+    pub fn take_loss(&mut self) -> bool {
+        std::mem::take(&mut self.is_lost)
     }
 
     pub fn set_problem(&mut self, reason: &str) {
@@ -237,11 +237,12 @@ mod tests {
         shown.push(connection.waits_for(&brokers, true));
         connection.note_answer();
         assert_eq!(connection.waits_for(&brokers, true), None);
-        assert!(!connection.take_return());
+        assert!(!connection.take_loss());
         connection.update(Some(false), Errors::default());
+        assert!(connection.take_loss() && !connection.take_loss());
         shown.push(connection.waits_for(&brokers, true));
         connection.update(Some(true), Errors::default());
-        assert!(connection.take_return() && !connection.take_return());
+        assert!(!connection.take_loss());
         let shown: Vec<String> = shown.into_iter().flatten().collect();
         insta::assert_snapshot!(shown.join("\n"), @r#"
         b:1: not connected yet

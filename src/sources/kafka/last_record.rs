@@ -118,6 +118,18 @@ impl Source<'_> {
         self.note_unused_reset(id);
     }
 
+    /// Resets that were accepted apply to what the broker has now: not to what a comparison finds
+    /// later, where the last record was removed and nothing follows it.
+    pub(super) fn expire_resets(&mut self) {
+        if self.accepted_resets.is_empty() {
+            return;
+        }
+        let is_over = |check: Check| !check.is_awaited();
+        for id in self.partitions.select(|p| p.check.is_some_and(is_over)) {
+            self.note_unused_reset(id);
+        }
+    }
+
     /// The partition continues where it was: a reset that was accepted for it is not needed.
     pub(super) fn note_unused_reset(&mut self, id: usize) {
         let label = &self.partitions.get(id).label;

@@ -74,6 +74,8 @@ const MAX_REASON_BYTES: usize = 400;
 const HANDOFF_WAIT: Duration = Duration::from_millis(500);
 /// Before partitions begin again after an error of a position, which may come of several of them.
 const RESTART_DELAY: Duration = Duration::from_millis(100);
+/// How often a batch cannot be read until last records are compared no more: one may be in it.
+const MAX_UNREADABLE: usize = 3;
 /// Before a batch that could not be read is fetched again.
 const REFETCH_DELAY: Duration = Duration::from_secs(1);
 /// How often topics of a pattern are looked for.
@@ -162,8 +164,11 @@ struct Source<'a> {
     /// With `from = "latest"`, the partitions that existed at the first start of the source, which
     /// begin where they ended then; empty at a later start, none before they are listed.
     first_partitions: Option<BTreeSet<TopicPartition>>,
-    /// When partitions without a start are tried again.
+    /// When partitions are begun again, and when those whose start has failed.
     retry_starts_at: Instant,
+    retry_failed_at: Instant,
+    /// Errors of content while last records were compared.
+    unreadable: usize,
     revocation: Option<Revocation>,
     /// When offsets were committed last, and when positions of the client library were read.
     committed_at: Option<Instant>,
@@ -211,6 +216,8 @@ impl<'a> Source<'a> {
             accepted_resets: settings.accepted_resets,
             first_partitions: (!begins_at_end).then(BTreeSet::new),
             retry_starts_at: Instant::now(),
+            retry_failed_at: Instant::now(),
+            unreadable: 0,
             revocation: None,
             committed_at: None,
             positions_read_at: None,
@@ -242,11 +249,13 @@ impl<'a> Source<'a> {
     fn round(&mut self) -> Result<(), SourceError> {
         self.poll()?;
         self.collect_reports();
-        if self.connection.take_return() {
-            // Topics may have been created again while nothing was known of them.
+        self.rebalance()?;
+        if self.revocation.is_none() && self.connection.take_loss() {
+            // Topics may be created again while nothing is known of them: nothing is fetched until
+            // the broker has said where each partition is.
             self.restart_partitions(RESTART_DELAY)?;
         }
-        self.rebalance()?;
+        self.expire_resets();
         self.await_schemas()?;
         self.begin_partitions()?;
         self.flush(false);
@@ -359,7 +368,11 @@ impl<'a> Source<'a> {
             // whole; until then nothing after it is taken.
             Some(code) if is_of_content(code) => {
                 self.connection.set_problem(&error.to_string());
-                self.partitions.abandon_checks();
+                self.unreadable += 1;
+                if self.unreadable >= MAX_UNREADABLE {
+                    self.unreadable = 0;
+                    self.partitions.abandon_checks();
+                }
                 self.restart_partitions(REFETCH_DELAY)
             }
             _ => Ok(()),

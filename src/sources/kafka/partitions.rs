@@ -59,6 +59,8 @@ pub(super) struct Partition {
     pub check: Option<Check>,
     /// The broker has another record in the place of the last one.
     pub is_refuted: bool,
+    /// When its start is asked for again, if the broker did not answer the last time.
+    pub retry_at: Option<Instant>,
     /// The offset after what is durable.
     pub stored: Option<u64>,
     /// Up to here everything is durable: `stored`, and what follows it without a record, such as
@@ -102,6 +104,7 @@ impl Partition {
             sent_record: None,
             check: None,
             is_refuted: false,
+            retry_at: None,
             stored: None,
             reached: 0,
             committed: None,
@@ -155,7 +158,18 @@ impl Partition {
         self.batch = None;
         self.has_dropped |= self.taken != self.sent;
         self.taken = self.sent;
+        self.is_refuted &= self.last_record == self.sent_record;
         self.last_record = self.sent_record;
+    }
+
+    /// Notes that the broker did not say where it begins: it is tried again after others.
+    pub fn note_failed_start(&mut self, retry_at: Instant) {
+        self.retry_at = Some(retry_at);
+    }
+
+    /// Whether its start may be asked for; `may_retry` is false while one that failed is not.
+    pub fn is_due(&self, now: Instant, may_retry: bool) -> bool {
+        self.retry_at.is_none_or(|at| may_retry && at <= now)
     }
 
     /// Whether everything that was sent is durable.
@@ -356,6 +370,19 @@ mod tests {
         partition.set_position(0);
         partition.stored = Some(0);
         assert_eq!(partition.uncommitted(), Some(0));
+    }
+
+    #[test]
+    fn a_start_that_failed_waits_for_its_time() {
+        let mut table = PartitionTable::default();
+        let id = table.add(TopicPartition::new("t", 1), "s");
+        let partition = table.get_mut(id);
+        let now = Instant::now();
+        assert!(partition.is_due(now, false));
+        partition.note_failed_start(now);
+        assert!(!partition.is_due(now, false) && partition.is_due(now, true));
+        partition.note_failed_start(now + std::time::Duration::from_secs(1));
+        assert!(!partition.is_due(now, true));
     }
 
     #[test]

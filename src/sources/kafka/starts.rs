@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult};
 
 use super::assignment::{FirstOffset, Position, Reset, Start, decide_start};
 use super::batch::position_frame;
@@ -21,8 +21,11 @@ use crate::wal::FrameAttributes;
 
 /// How long partitions are begun before polling continues.
 const ROUND: Duration = Duration::from_millis(300);
-/// Between two tries while the broker does not answer.
+/// Between two tries while the broker does not answer. Each may take half a second, in which nothing
+/// is polled: a partition without a leader must not keep others from being begun, nor read.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The same for a partition that only gets its first position, as another member reads it.
+const IDLE_RETRY_DELAY: Duration = Duration::from_secs(10);
 
 impl Source<'_> {
     /// Begins partitions that were assigned, as many as there is time for.
@@ -41,24 +44,16 @@ impl Source<'_> {
             self.unassign(&refuted)?;
         }
         let mut begun = Vec::new();
-        let mut waiting = self.partitions.select(is_starting);
-        waiting.extend(self.unplaced());
-        for id in waiting {
+        for id in self.due_starts(started) {
             match self.start_of(id) {
                 Ok(start) => {
                     self.connection.note_answer();
+                    self.partitions.get_mut(id).retry_at = None;
                     if self.begin(id, start) {
                         begun.push(id);
                     }
                 }
-                Err(error) => {
-                    let partition = &self.partitions.get(id).label;
-                    tracing::debug!(source = self.context.name, partition, %error, "no start yet");
-                    self.connection
-                        .set_problem(&format!("{partition}: {error}"));
-                    self.retry_starts_at = Instant::now() + RETRY_DELAY;
-                    break;
-                }
+                Err(error) => self.note_failed_start(id, &error),
             }
             if started.elapsed() >= ROUND {
                 break;
@@ -68,6 +63,34 @@ impl Source<'_> {
             return Ok(());
         }
         self.assign(&begun)
+    }
+
+    /// Partitions whose start is to be asked for, those that failed last after all others.
+    fn due_starts(&self, now: Instant) -> Vec<usize> {
+        let mut waiting = self.partitions.select(|p| p.phase == Phase::Starting);
+        waiting.extend(self.unplaced());
+        let may_retry = now >= self.retry_failed_at;
+        waiting.retain(|id| self.partitions.get(*id).is_due(now, may_retry));
+        waiting.sort_by_key(|id| self.partitions.get(*id).retry_at);
+        waiting
+    }
+
+    fn note_failed_start(&mut self, id: usize, error: &KafkaError) {
+        let now = Instant::now();
+        self.retry_failed_at = now + RETRY_DELAY;
+        let partition = self.partitions.get_mut(id);
+        let is_ours = partition.phase == Phase::Starting;
+        let delay = if is_ours {
+            RETRY_DELAY
+        } else {
+            IDLE_RETRY_DELAY
+        };
+        partition.note_failed_start(now + delay);
+        let label = &partition.label;
+        tracing::debug!(source = self.context.name, partition = label, %error, "no start yet");
+        if is_ours {
+            self.connection.set_problem(&format!("{label}: {error}"));
+        }
     }
 
     /// Lists, at the first start of a source with `from = "latest"`, the partitions that there are;
