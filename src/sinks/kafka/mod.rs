@@ -28,7 +28,7 @@ mod key;
 mod messages;
 mod producer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
@@ -47,6 +47,9 @@ use producer::{Batches, Failed, TransactionError, Transactions};
 const TRANSACTION: Duration = Duration::from_secs(5);
 /// How many times smaller batches are after one was refused.
 const SMALLER_BATCHES: usize = 8;
+/// Messages that may be invalid, of which each is sent alone. Each takes as long as the broker to
+/// answer, within the time of a transaction.
+const MAX_SUSPECTS: usize = 500;
 /// Refused rows that are in memory until they are stored.
 const MAX_DEAD_LETTERS: usize = 64;
 
@@ -62,8 +65,10 @@ pub struct KafkaTarget {
     refused: HashMap<MessageId, String>,
     /// What the topic takes in a batch, as far as it is known.
     batches: Batches,
-    /// The row after which batches have many messages again: up to it, each message is sent alone.
-    alone_to: Option<usize>,
+    /// Messages of which some are invalid: each is sent alone.
+    suspects: HashSet<MessageId>,
+    /// Up to this row an invalid message is searched, in small batches.
+    search_to: Option<usize>,
     /// The topic is known to take no message without a key. Asking the broker about each would fail
     /// one transaction after another.
     needs_keys: bool,
@@ -115,7 +120,8 @@ impl KafkaTarget {
             has_committed: false,
             refused: HashMap::new(),
             batches: producer::BATCHES,
-            alone_to: None,
+            suspects: HashSet::new(),
+            search_to: None,
             needs_keys: false,
             known: Known::default(),
         })
@@ -133,6 +139,7 @@ impl KafkaTarget {
         for (row, message) in messages.iter().enumerate() {
             let reason = match self.known_refusal(&message) {
                 Some(reason) => Some(reason),
+                None if self.is_suspect(&message) => transactions.send_alone(&message)?,
                 None => transactions.send(&message)?,
             };
             if let Some(reason) = reason {
@@ -145,6 +152,10 @@ impl KafkaTarget {
             }
         }
         Ok(())
+    }
+
+    fn is_suspect(&self, message: &Message<'_>) -> bool {
+        !self.suspects.is_empty() && self.suspects.contains(&message.id())
     }
 
     fn known_refusal(&self, message: &Message<'_>) -> Option<String> {
@@ -198,6 +209,7 @@ impl KafkaTarget {
                     // Once it is repaired, the rows are sent again.
                     self.refused.clear();
                     self.needs_keys = false;
+                    self.end_search();
                 }
                 error
             }
@@ -239,12 +251,16 @@ impl KafkaTarget {
         self.refused.retain(|(lsn, _), _| *lsn as Lsn > cursor.lsn);
         self.known = Known::at(Some(cursor));
         self.has_committed = true;
-        match self.alone_to {
+        match self.search_to {
             // The next delivery begins a producer of larger batches.
-            Some(last) if cursor.lsn >= last as Lsn => self.alone_to = None,
+            Some(last) if cursor.scan.is_some() || cursor.lsn >= last as Lsn => self.end_search(),
             _ => self.transactions = Some(transactions),
         }
         Ok(())
+    }
+
+    fn end_search(&mut self) {
+        (self.search_to, self.suspects) = (None, HashSet::new());
     }
 
     /// What the next attempt does otherwise.
@@ -257,15 +273,19 @@ impl KafkaTarget {
             // Most likely these are the invalid ones.
             self.needs_keys = true;
         } else {
-            self.alone_to = self.alone_to.max(failed.last_suspect);
+            self.search_to = self.search_to.max(failed.last_invalid);
+            if self.suspects.len() > MAX_SUSPECTS {
+                self.suspects.clear();
+            }
+            self.suspects.extend(failed.suspects);
         }
         failed.error
     }
 
     fn begin(&self) -> Result<(Transactions, Option<Cursor>), TransactionError> {
-        let batches = Batches {
-            messages: self.alone_to.map_or(self.batches.messages, |_| 1),
-            ..self.batches
+        let batches = match self.search_to {
+            Some(_) => self.batches.searched(),
+            None => self.batches,
         };
         Transactions::begin(&self.def, &self.name(), batches)
     }

@@ -35,15 +35,17 @@ impl Source<'_> {
                 self.partitions.get_mut(id).phase = Phase::Starting;
             }
         }
-        let (mut progress, mut moved_at) = (self.progress(), Instant::now());
+        let ((mut fewest, mut read), mut moved_at) = (self.progress(), Instant::now());
         while self.is_to_continue() {
             self.round()?;
             if self.is_complete() {
                 return self.finish();
             }
-            let now = self.progress();
-            if now != progress || self.is_paused {
-                (progress, moved_at) = (now, Instant::now());
+            let (starting, now) = self.progress();
+            // Partitions that begin again and again are no progress.
+            if starting < fewest || now != read || self.is_paused {
+                (fewest, read) = (fewest.min(starting), now);
+                moved_at = Instant::now();
             } else if moved_at.elapsed() >= CONNECT_TIMEOUT {
                 return Err(self.unreachable());
             }
@@ -74,7 +76,7 @@ impl Source<'_> {
         Ok(None)
     }
 
-    /// Changes whenever a partition begins or advances.
+    /// How many partitions have not begun, and a number that changes whenever one advances.
     fn progress(&self) -> (usize, u64) {
         let starting = self.partitions.select(|p| p.phase == Phase::Starting).len();
         let positions = self.partitions.iter().filter_map(Partition::position);

@@ -41,6 +41,8 @@ pub(super) struct Mailbox {
     pub partitions: Vec<PartitionStatistics>,
     /// A broker is connected, by the last statistics.
     pub is_connected: Option<bool>,
+    /// By any of the statistics since they were taken the last time.
+    pub was_disconnected: bool,
     pub errors: Errors,
 }
 
@@ -151,6 +153,7 @@ impl ClientContext for Callbacks {
         let mut mailbox = self.mailbox();
         mailbox.partitions = partitions;
         mailbox.is_connected = Some(is_connected);
+        mailbox.was_disconnected |= !is_connected;
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

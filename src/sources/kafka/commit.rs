@@ -10,6 +10,7 @@ use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::Offset;
 
 use super::Source;
+use super::callbacks::Errors;
 use super::client::offsets;
 
 /// Between two commits.
@@ -29,6 +30,7 @@ impl Source<'_> {
         let mut mailbox = self.consumer.context().mailbox();
         let statistics = std::mem::take(&mut mailbox.partitions);
         let is_connected = mailbox.is_connected.take();
+        let was_disconnected = std::mem::take(&mut mailbox.was_disconnected);
         let errors = std::mem::take(&mut mailbox.errors);
         drop(mailbox);
         for known in statistics {
@@ -44,6 +46,9 @@ impl Source<'_> {
                     partition.committed = None;
                 }
             }
+        }
+        if was_disconnected {
+            self.connection.update(Some(false), Errors::default());
         }
         self.connection.update(is_connected, errors);
     }

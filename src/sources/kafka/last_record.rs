@@ -16,7 +16,7 @@ use rdkafka::Message as _;
 use rdkafka::message::BorrowedMessage;
 
 use super::Source;
-use super::partitions::Phase;
+use super::partitions::{Partition, Phase};
 use crate::wal::LastRecord;
 
 /// How long a bounded run that has nothing else to read waits for the record.
@@ -118,14 +118,20 @@ impl Source<'_> {
         self.note_unused_reset(id);
     }
 
-    /// Resets that were accepted apply to what the broker has now: not to what a comparison finds
-    /// later, where the last record was removed and nothing follows it.
+    /// Resets that were accepted apply to what the broker has now. Where it has removed the last
+    /// record and has nothing after it, nothing is compared, and a comparison of later records must
+    /// not use them.
     pub(super) fn expire_resets(&mut self) {
-        if self.accepted_resets.is_empty() {
+        if self.accepted_resets.is_empty() || self.is_paused {
             return;
         }
         let is_over = |check: Check| !check.is_awaited();
-        for id in self.partitions.select(|p| p.check.is_some_and(is_over)) {
+        let lacks_record = |p: &Partition| {
+            p.phase == Phase::Reading
+                && p.check.is_some_and(is_over)
+                && p.position() >= Some(p.high_at_start)
+        };
+        for id in self.partitions.select(lacks_record) {
             self.note_unused_reset(id);
         }
     }

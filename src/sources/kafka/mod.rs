@@ -250,7 +250,7 @@ impl<'a> Source<'a> {
         self.poll()?;
         self.collect_reports();
         self.rebalance()?;
-        if self.revocation.is_none() && self.connection.take_loss() {
+        if self.connection.take_loss() {
             // Topics may be created again while nothing is known of them: nothing is fetched until
             // the broker has said where each partition is.
             self.restart_partitions(RESTART_DELAY)?;
@@ -368,7 +368,8 @@ impl<'a> Source<'a> {
             // whole; until then nothing after it is taken.
             Some(code) if is_of_content(code) => {
                 self.connection.set_problem(&error.to_string());
-                self.unreadable += 1;
+                let is_comparing = self.partitions.iter().any(|p| p.check.is_some());
+                self.unreadable = if is_comparing { self.unreadable + 1 } else { 0 };
                 if self.unreadable >= MAX_UNREADABLE {
                     self.unreadable = 0;
                     self.partitions.abandon_checks();

@@ -50,7 +50,8 @@ impl Source<'_> {
         for name in names {
             if let Some(stream) = self.filter.stream_of(&name.topic) {
                 let id = self.partitions.add(name.clone(), stream);
-                self.partitions.get_mut(id).phase = Phase::Starting;
+                let partition = self.partitions.get_mut(id);
+                (partition.phase, partition.retry_at) = (Phase::Starting, None);
             }
         }
         let shown: Vec<String> = names.iter().map(TopicPartition::to_string).collect();
@@ -84,6 +85,7 @@ impl Source<'_> {
             let partition = self.partitions.get_mut(*id);
             partition.discard_unsent();
             partition.phase = Phase::Revoking;
+            partition.check = None;
         }
         self.revocation = Some(Revocation {
             partitions: ids,

@@ -37,11 +37,12 @@ impl Source<'_> {
         if !self.list_first_partitions() {
             return Ok(());
         }
-        // Those whose last record turned out to be another one are still fetched.
-        let is_starting = |p: &Partition| p.phase == Phase::Starting;
-        let refuted = self.partitions.select(|p| is_starting(p) && p.is_assigned);
-        if !refuted.is_empty() {
-            self.unassign(&refuted)?;
+        // Those whose last record turned out to be another one are still fetched, and those that
+        // were to begin again during a revocation.
+        let is_fetched = |p: &Partition| p.phase == Phase::Starting && p.is_assigned;
+        let fetched = self.partitions.select(is_fetched);
+        if !fetched.is_empty() {
+            self.unassign(&fetched)?;
         }
         let mut begun = Vec::new();
         for id in self.due_starts(started) {
@@ -65,13 +66,16 @@ impl Source<'_> {
         self.assign(&begun)
     }
 
-    /// Partitions whose start is to be asked for, those that failed last after all others.
+    /// Partitions whose start is to be asked for: ours first, and those that failed last after others.
     fn due_starts(&self, now: Instant) -> Vec<usize> {
         let mut waiting = self.partitions.select(|p| p.phase == Phase::Starting);
         waiting.extend(self.unplaced());
         let may_retry = now >= self.retry_failed_at;
         waiting.retain(|id| self.partitions.get(*id).is_due(now, may_retry));
-        waiting.sort_by_key(|id| self.partitions.get(*id).retry_at);
+        waiting.sort_by_key(|id| {
+            let partition = self.partitions.get(*id);
+            (partition.phase != Phase::Starting, partition.retry_at)
+        });
         waiting
     }
 
@@ -265,10 +269,15 @@ impl Source<'_> {
     /// Begins every partition again after a delay, each where it is: one of them has an error.
     pub(super) fn restart_partitions(&mut self, delay: Duration) -> Result<(), SourceError> {
         let reading = self.partitions.select(|p| p.phase == Phase::Reading);
-        self.unassign(&reading)?;
+        // It would answer a revocation before that is done: then it follows with their start.
+        if self.revocation.is_none() {
+            self.unassign(&reading)?;
+        }
         for id in reading {
             self.finish_batch(id);
-            self.partitions.get_mut(id).phase = Phase::Starting;
+            let partition = self.partitions.get_mut(id);
+            partition.phase = Phase::Starting;
+            partition.check = None;
         }
         self.retry_starts_at = Instant::now() + delay;
         Ok(())
