@@ -47,6 +47,9 @@ use producer::{Batches, Failed, TransactionError, Transactions};
 const TRANSACTION: Duration = Duration::from_secs(5);
 /// How many times smaller batches are after one was refused.
 const SMALLER_BATCHES: usize = 8;
+/// Messages of a batch while invalid ones are searched: at first, and once a batch of that size is
+/// known to have a single one, which the broker does not name.
+const SEARCHED_MESSAGES: [usize; 2] = [1_000, 50];
 /// Messages that may be invalid, of which each is sent alone. Each takes as long as the broker to
 /// answer, within the time of a transaction.
 const MAX_SUSPECTS: usize = 500;
@@ -67,12 +70,20 @@ pub struct KafkaTarget {
     batches: Batches,
     /// Messages of which some are invalid: each is sent alone.
     suspects: HashSet<MessageId>,
-    /// Up to this row an invalid message is searched, in small batches.
-    search_to: Option<usize>,
+    search: Option<Search>,
     /// The topic is known to take no message without a key. Asking the broker about each would fail
     /// one transaction after another.
     needs_keys: bool,
     known: Known,
+}
+
+/// Invalid messages are searched.
+#[derive(Debug, Clone, Copy)]
+struct Search {
+    /// Up to this row.
+    to: usize,
+    /// In batches of so many messages.
+    messages: usize,
 }
 
 /// What this process knows of the cursor that is committed.
@@ -121,7 +132,7 @@ impl KafkaTarget {
             refused: HashMap::new(),
             batches: producer::BATCHES,
             suspects: HashSet::new(),
-            search_to: None,
+            search: None,
             needs_keys: false,
             known: Known::default(),
         })
@@ -251,40 +262,71 @@ impl KafkaTarget {
         self.refused.retain(|(lsn, _), _| *lsn as Lsn > cursor.lsn);
         self.known = Known::at(Some(cursor));
         self.has_committed = true;
-        match self.search_to {
+        match self.search {
             // The next delivery begins a producer of larger batches.
-            Some(last) if cursor.scan.is_some() || cursor.lsn >= last as Lsn => self.end_search(),
+            Some(Search { to, .. }) if cursor.scan.is_some() || cursor.lsn >= to as Lsn => {
+                self.end_search();
+            }
             _ => self.transactions = Some(transactions),
         }
         Ok(())
     }
 
     fn end_search(&mut self) {
-        (self.search_to, self.suspects) = (None, HashSet::new());
+        (self.search, self.suspects) = (None, HashSet::new());
     }
 
     /// What the next attempt does otherwise.
     fn learn(&mut self, failed: Failed) -> TransactionError {
-        self.refused.extend(failed.refused);
         if failed.is_batch_refused {
             self.batches.bytes = (self.batches.bytes / SMALLER_BATCHES).max(1);
         }
+        let has_refused = !failed.refused.is_empty();
+        self.refused.extend(failed.refused);
+        let Some(last) = failed.last_invalid else {
+            return failed.error;
+        };
         if failed.needs_keys && !self.needs_keys {
             // Most likely these are the invalid ones.
             self.needs_keys = true;
         } else {
-            self.search_to = self.search_to.max(failed.last_invalid);
-            if self.suspects.len() > MAX_SUSPECTS {
-                self.suspects.clear();
-            }
-            self.suspects.extend(failed.suspects);
+            self.search_on(last, failed.suspects, has_refused);
         }
-        failed.error
+        match failed.error {
+            TransactionError::Sink(SinkError::Unavailable(reason)) => {
+                SinkError::Narrowed(reason).into()
+            }
+            error => error,
+        }
+    }
+
+    /// Searches invalid messages up to a row: among suspects, unless they are too many.
+    fn search_on(&mut self, last: usize, mut suspects: Vec<MessageId>, has_refused: bool) {
+        let [large, small] = SEARCHED_MESSAGES;
+        let before = self.search.unwrap_or(Search {
+            to: last,
+            messages: large,
+        });
+        let are_many = suspects.len() > MAX_SUSPECTS;
+        if are_many && before.messages > small {
+            suspects.clear();
+        }
+        suspects.sort_unstable();
+        suspects.truncate(MAX_SUSPECTS);
+        self.suspects = suspects.into_iter().collect();
+        self.search = Some(Search {
+            to: before.to.max(last),
+            messages: match (has_refused, are_many) {
+                (true, _) => large,
+                (false, true) => small,
+                (false, false) => before.messages,
+            },
+        });
     }
 
     fn begin(&self) -> Result<(Transactions, Option<Cursor>), TransactionError> {
-        let batches = match self.search_to {
-            Some(_) => self.batches.searched(),
+        let batches = match self.search {
+            Some(search) => self.batches.searched(search.messages),
             None => self.batches,
         };
         Transactions::begin(&self.def, &self.name(), batches)

@@ -33,8 +33,6 @@ pub const BATCHES: Batches = Batches {
     messages: 10_000,
     in_flight: 5,
 };
-/// Messages of a batch while an invalid one is searched.
-const SEARCHED_MESSAGES: usize = 50;
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The broker ends a transaction that takes longer, and fences its producer.
@@ -63,11 +61,11 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Small ones, one after the other: after one with an invalid message the library sends no more
-    /// of the transaction.
-    pub fn searched(self) -> Self {
+    /// Smaller ones, one after the other: after one with an invalid message the library sends no
+    /// more of the transaction.
+    pub fn searched(self, messages: usize) -> Self {
         Self {
-            messages: SEARCHED_MESSAGES,
+            messages,
             in_flight: 1,
             ..self
         }
@@ -103,7 +101,7 @@ pub struct Failed {
     pub is_batch_refused: bool,
     /// The topic takes no message without a key.
     pub needs_keys: bool,
-    /// Messages of which one or more are invalid, if they are few.
+    /// Messages of which one or more are invalid; empty unless batches were searched.
     pub suspects: Vec<MessageId>,
     /// The last row that was reported as invalid.
     pub last_invalid: Option<usize>,
@@ -415,7 +413,7 @@ impl Transactions {
         let in_flight = self.reports.batches.in_flight;
         let (certain, mut suspects) = judge(invalid, &named, in_flight);
         if in_flight > 1 {
-            // Too many to send each alone: smaller batches show which.
+            // They may be of several batches.
             suspects.clear();
         }
         let reason = "the broker refuses the message: it calls it invalid";
