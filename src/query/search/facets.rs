@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::execute::{HitPage, Search};
 use super::render::Events;
@@ -20,8 +20,8 @@ use crate::views::lake::LakeTable;
 
 /// Maximum hits whose rows are read.
 const MAX_HITS: usize = 50_000;
-/// No more rows are read after this many uncompressed bytes: hits that are far apart cost a block
-/// each.
+/// No more rows are read after this many uncompressed bytes: records may be large, and hits that
+/// are far apart cost a block each.
 const MAX_READ_BYTES: usize = 1 << 30;
 /// Hits that are read together, in the order of their documents, so that neighbours share a block.
 const CHUNK_HITS: usize = 2_000;
@@ -109,7 +109,8 @@ fn is_equal(own: &Value, wanted: &Value) -> bool {
 
 /// `{"total", "counted", "matching", "facets": [{"column", "distinct", "complete", "values":
 /// [{"value", "n"}]}], "as_of"}`. Of `total` hits the newest `counted` were read, and `matching` of
-/// them pass the filters. `complete` is false where a column had too many different values.
+/// them pass the filters; where [`MAX_READ_BYTES`] ends it, the last chunk's are not its newest.
+/// `complete` is false where a column had too many different values.
 pub async fn facets(
     query: &FacetQuery,
     handles: &Handles,
@@ -124,21 +125,16 @@ pub async fn facets(
         ..query.search.clone()
     };
     let slot = SLOTS.acquire().await;
-    let _slot = slot.map_err(|e| QueryError::Failed(e.to_string()))?;
+    let slot = slot.map_err(|e| QueryError::Failed(e.to_string()))?;
+    // Planned after the wait, so that waiting requests hold no index open.
     let plan = plan(&newest, handles, None, now)?;
-    // Dropped when the client leaves.
-    let client = Arc::new(());
     let counting = Counting {
         columns: query.column_indexes(&plan.table)?,
         search: plan.search,
         table: plan.table,
         query: query.clone(),
-        client: Arc::downgrade(&client),
     };
-    let counted = tokio::task::spawn_blocking(move || counting.run());
-    let counted = counted
-        .await
-        .map_err(|e| QueryError::Failed(e.to_string()))??;
+    let counted = run_in_slot(slot, move |client| counting.run(client)).await??;
     let as_of = as_of(handles, &plan.stream, plan.visible, now);
     let head = [
         ("total", counted.total.into()),
@@ -154,19 +150,47 @@ pub async fn facets(
     out.finish()
 }
 
-/// Counts the values of a search's hits, on a thread that may wait for the disk.
+/// Runs work on a thread that may wait for the disk. The slot is taken until the work is done, also
+/// where the client has left before; the work learns of that from [`Client`].
+async fn run_in_slot<T: Send + 'static>(
+    slot: SemaphorePermit<'static>,
+    work: impl FnOnce(&Client) -> T + Send + 'static,
+) -> Result<T, QueryError> {
+    // Dropped with this future.
+    let waiting = Arc::new(());
+    let client = Client(Arc::downgrade(&waiting));
+    let done = tokio::task::spawn_blocking(move || {
+        let _slot = slot;
+        work(&client)
+    });
+    done.await.map_err(|e| QueryError::Failed(e.to_string()))
+}
+
+/// The client of a request, as a thread sees it.
+struct Client(Weak<()>);
+
+impl Client {
+    fn has_left(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
+/// Whether no more hits are read: nobody waits for the answer, or too many bytes were read.
+fn has_ended(client: &Client, bytes_read: usize) -> bool {
+    client.has_left() || bytes_read >= MAX_READ_BYTES
+}
+
+/// Counts the values of a search's hits.
 struct Counting {
     query: FacetQuery,
     search: Search,
     table: Arc<LakeTable>,
     /// The indexes of the columns that are read.
     columns: Vec<usize>,
-    /// Gone once nobody waits for the answer.
-    client: Weak<()>,
 }
 
 impl Counting {
-    fn run(self) -> Result<Counted, QueryError> {
+    fn run(self, client: &Client) -> Result<Counted, QueryError> {
         let searchers = self.search.searchers.clone();
         let HitPage {
             mut hits, total, ..
@@ -174,13 +198,13 @@ impl Counting {
         let mut counted = Counted::new(total, self.query.columns.len());
         let mut bytes_read = 0;
         for chunk in hits.chunks_mut(CHUNK_HITS) {
-            if bytes_read >= MAX_READ_BYTES || self.client.strong_count() == 0 {
-                break;
-            }
             chunk.sort_unstable_by_key(|hit| hit.address);
             let events = Events::new(&searchers, &self.table, chunk);
             let mut events = events.with_columns(&self.columns);
-            for event in events.by_ref() {
+            // Also within a chunk: large records are read in many batches.
+            while !has_ended(client, bytes_read + events.bytes_read)
+                && let Some(event) = events.next()
+            {
                 counted.add(&event?, &self.query);
             }
             bytes_read += events.bytes_read;
@@ -222,11 +246,20 @@ impl Counted {
     }
 }
 
+/// How many events have a value, and the number of the last of them: an item that is in a list
+/// twice is one event's.
+struct Number {
+    n: u64,
+    last_event: u64,
+}
+
 /// Numbers of events by the value of a column, or by the items of a list.
 #[derive(Default)]
 struct ValueCounts {
     /// By the value as JSON.
-    numbers: HashMap<String, u64>,
+    numbers: HashMap<String, Number>,
+    /// Events so far.
+    events: u64,
     bytes: usize,
     /// Whether there were too many different values to count all of them.
     is_capped: bool,
@@ -234,15 +267,10 @@ struct ValueCounts {
 
 impl ValueCounts {
     fn add(&mut self, value: &Value) {
-        let Value::Array(items) = value else {
-            self.add_one(value);
-            return;
-        };
-        for (at, item) in items.iter().enumerate() {
-            // An item that is in the list twice is one event's.
-            if !items[..at].contains(item) {
-                self.add_one(item);
-            }
+        self.events += 1;
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| self.add_one(item)),
+            value => self.add_one(value),
         }
     }
 
@@ -251,8 +279,10 @@ impl ValueCounts {
             return;
         }
         let text = value.to_string();
+        let last_event = self.events;
         if let Some(number) = self.numbers.get_mut(&text) {
-            *number += 1;
+            number.n += u64::from(number.last_event != last_event);
+            number.last_event = last_event;
             return;
         }
         let bytes = self.bytes + text.len() + VALUE_BYTES;
@@ -260,13 +290,14 @@ impl ValueCounts {
             self.is_capped = true;
         } else {
             self.bytes = bytes;
-            self.numbers.insert(text, 1);
+            self.numbers.insert(text, Number { n: 1, last_event });
         }
     }
 
     fn into_json(self, column: &str, limit: usize) -> Value {
         let distinct = self.numbers.len();
-        let mut all: Vec<(String, u64)> = self.numbers.into_iter().collect();
+        let numbers = self.numbers.into_iter();
+        let mut all: Vec<(String, u64)> = numbers.map(|(text, number)| (text, number.n)).collect();
         all.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         let value = |(text, n): (String, u64)| {
             let value: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -284,7 +315,53 @@ impl ValueCounts {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc::channel;
+
+    use futures::poll;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_slot_is_free_once_the_work_of_a_client_that_left_has_ended() {
+        static SLOT: Semaphore = Semaphore::const_new(1);
+        let (end, may_end) = channel::<()>();
+        let (left, has_left) = channel();
+        let slot = SLOT.acquire().await.expect("a slot");
+        {
+            let work = pin!(run_in_slot(slot, move |client| {
+                may_end.recv().expect("the test ends it");
+                left.send(client.has_left()).expect("the test waits");
+            }));
+            assert!(poll!(work).is_pending());
+        }
+        assert!(SLOT.try_acquire().is_err(), "the thread still works");
+        end.send(()).expect("the thread waits");
+        let _free = SLOT.acquire().await.expect("a slot");
+        assert_eq!(has_left.recv(), Ok(true));
+    }
+
+    #[test]
+    fn reading_ends_with_its_client_and_after_too_many_bytes() {
+        let waiting = Arc::new(());
+        let client = Client(Arc::downgrade(&waiting));
+        assert!(!has_ended(&client, MAX_READ_BYTES - 1));
+        assert!(has_ended(&client, MAX_READ_BYTES));
+        drop(waiting);
+        assert!(has_ended(&client, 0));
+    }
+
+    #[test]
+    fn a_long_list_costs_no_comparison_of_its_items_with_each_other() {
+        let mut counts = ValueCounts::default();
+        let items: Vec<u32> = (0..400_000).map(|n| n % 40_000).collect();
+        counts.add(&json!(items));
+        counts.add(&json!(7));
+        assert!(!counts.is_capped);
+        assert_eq!(counts.numbers.len(), 40_000);
+        let answer = counts.into_json("x", 1);
+        assert_eq!(answer["values"], json!([{"value": 7, "n": 2}]));
+    }
 
     #[test]
     fn values_and_items_of_lists_are_counted_once_per_event() {
