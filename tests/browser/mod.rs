@@ -5,6 +5,7 @@ mod driver;
 mod pipeline;
 mod places;
 mod restarts;
+mod searches;
 mod statements;
 mod visitors;
 

@@ -19,7 +19,7 @@ fn number(server: &Server, query: &str) -> u64 {
     answer["rows"][0]["n"].as_u64().expect("a number")
 }
 
-const HITS: &str = "document.querySelectorAll('#hits [data-test=hit]').length";
+pub const HITS: &str = "document.querySelectorAll('#hits [data-test=hit]').length";
 
 #[test]
 fn a_click_on_the_map_filters_and_shows_venues_nearby() {
@@ -243,7 +243,7 @@ fn the_address_of_a_search_states_its_place() {
 }
 
 /// Chooses an option of a select by its value, as a reader does.
-fn choose(browser: &Browser, select: &str, value: &str) {
+pub fn choose(browser: &Browser, select: &str, value: &str) {
     let element = format!("document.querySelector('[data-test={select}]')");
     let value = json!(value);
     browser.wait(&format!(

@@ -67,33 +67,35 @@ export class Search {
     return own;
   }
 
-  /** The next page of hits; `hasMore` says whether another may follow. */
-  async next() {
-    const hits = this.isIndexed ? await this.nextIndexed() : await this.nextRows();
+  /** The next page of hits; `hasMore` says whether another may follow. The signal ends it. */
+  async next(signal) {
+    const hits = this.isIndexed ? await this.nextIndexed(signal) : await this.nextRows(signal);
     this.shown.push(...hits);
     return hits;
   }
 
-  /** What the index is asked for: words, exact values, times and the place. */
+  /** What the index is asked for: exact values, words, times and the place. Words come last, as a
+   * quote that they do not close would take in what follows. */
   parameters() {
     const { q, from, to } = this.asked;
     const exact = this.exact.map(([column, value]) => `${column}:"${value}"`);
-    const query = new URLSearchParams({ q: [q.trim(), ...exact].join(" "), stream });
+    const query = new URLSearchParams({ q: [...exact, q.trim()].join(" "), stream });
     if (from) query.set("from", from);
     if (to) query.set("to", to);
     putPlace(query, this.place);
     return query;
   }
 
-  async nextIndexed() {
+  async nextIndexed(signal) {
     const wanted = [];
     let looked = 0;
     while (wanted.length < PAGE && this.hasMore && looked < MAX_EXAMINED) {
+      signal.throwIfAborted();
       const query = this.parameters();
       query.set("sort", this.asked.sort);
       query.set("limit", this.others.length ? INDEX_PAGE : PAGE);
       if (this.after) query.set("after", this.after);
-      const { hits, total, next, as_of: asOf } = await get(`/api/v1/search?${query}`);
+      const { hits, total, next, as_of: asOf } = await get(`/api/v1/search?${query}`, { signal });
       wanted.push(...hits.filter(({ event }) => this.others.every((pair) => matches(event, pair))));
       this.total ??= total;
       this.asOf ??= asOf;
@@ -118,12 +120,13 @@ export class Search {
     return conditions.length ? `where ${conditions.join(" and ")}` : "";
   }
 
-  async nextRows() {
+  async nextRows(signal) {
     const { end, lsns } = this.after ?? {};
     const older = end ? [`event_time < timestamp ${literal(end)}`, `lsn not in (${lsns.join(", ")})`] : [];
     const { rows } = await sql(
       `select * from ${table(stream)} ${await this.where(...older)} ` +
         `order by event_time desc, lsn desc limit ${PAGE}`,
+      { signal },
     );
     this.hasMore = rows.length === PAGE;
     if (this.hasMore) this.after = this.following(rows);

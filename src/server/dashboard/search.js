@@ -28,14 +28,15 @@ let root;
 const parts = {};
 /** What is asked: text, times, sort, `where`, a list of [column, value], and the place. */
 let asked = { q: "", from: "", to: "", sort: "time", where: [], place: null };
+/** The words that the page has shown last; others in the box are not submitted yet. */
+let shownWords = "";
 let search = null;
 let visit = 0;
 /** The end of the log when the reader asked: until the index has it, few hits may become more. */
 let wanted = 0;
-/** How often values were counted: the last count is shown. */
-let counts = 0;
-/** Ends what runs for the search that is shown. */
+/** Ends what runs for the search that is shown, and the count of its values. */
 let ended = new AbortController();
+let counting = new AbortController();
 
 export function mount(element) {
   root = element;
@@ -64,7 +65,7 @@ export function mount(element) {
   );
   parts.filters = new Filters(setValue, (place) => go({ place }));
   parts.chips = h("div", { class: "chips", id: "search-filters" });
-  parts.status = h("p", { class: "muted", role: "status", id: "search-status" });
+  parts.status = h("div", { class: "muted", role: "status", id: "search-status" });
   parts.facets = h("aside", { class: "facets", "aria-label": "Values in the hits", id: "facets" });
   parts.hits = h("ol", { class: "hits", id: "hits" });
   parts.more = h("div", { class: "more" });
@@ -75,7 +76,7 @@ export function mount(element) {
       role: "search",
       onsubmit: (event) => {
         event.preventDefault();
-        go({ q: parts.text.value });
+        go({});
       },
     },
     parts.text,
@@ -126,18 +127,24 @@ function completeUrl() {
   history.replaceState(null, "", `#/search?${query}`);
 }
 
+/** The filter that a parameter states, or null: links that people write may be wrong. */
+function statedFilter(text) {
+  try {
+    const pair = parse(text);
+    return Array.isArray(pair) && pair.length === 2 && typeof pair[0] === "string" ? pair : null;
+  } catch {
+    return null;
+  }
+}
+
 export async function enter(_, query) {
   const own = ++visit;
-  const where = query
-    .getAll("where")
-    .map(parse)
-    .filter((pair) => Array.isArray(pair));
   const next = {
     q: query.get("q") ?? "",
     from: query.get("from") ?? "",
     to: query.get("to") ?? "",
     sort: query.get("sort") === "rank" ? "rank" : "time",
-    where,
+    where: query.getAll("where").map(statedFilter).filter(Boolean),
     place: statedPlace(query),
   };
   // A URL with a stream, as the page writes it, states all that is asked. Others keep the place.
@@ -154,11 +161,12 @@ export async function enter(_, query) {
 export function leave() {
   visit += 1;
   ended.abort();
+  counting.abort();
 }
 
-/** Searches with some of what is asked changed; the URL states all of it. */
+/** Searches for the words in the box, with some of what is asked changed; the URL states it all. */
 function go(change) {
-  asked = { ...asked, ...change };
+  asked = { ...asked, q: parts.text.value, ...change };
   const query = new URLSearchParams();
   for (const name of ["q", "from", "to"]) if (asked[name]) query.set(name, asked[name]);
   if (asked.sort === "rank") query.set("sort", "rank");
@@ -186,7 +194,8 @@ function showTime(input, text) {
 }
 
 function showAsked() {
-  parts.text.value = asked.q;
+  if (parts.text.value === shownWords) parts.text.value = asked.q;
+  shownWords = asked.q;
   parts.sort.value = asked.sort;
   const isRelative = SPANS.some(([value]) => value === asked.from) && !asked.to;
   parts.span.value = isRelative ? asked.from : "custom";
@@ -211,8 +220,9 @@ const chip = (text, remove) =>
   );
 
 async function run() {
-  const own = ++visit;
-  ended.abort();
+  // What runs for the search before has no reader any more.
+  leave();
+  const own = visit;
   ended = new AbortController();
   const { signal } = ended;
   showAsked();
@@ -225,12 +235,12 @@ async function run() {
     if (own !== visit) return;
     search = next;
     wanted = 0;
-    const hits = await search.next();
+    const hits = await search.next(signal);
     if (own !== visit) return;
     wanted = search.asOf ? search.asOf.lsn + search.asOf.pending : 0;
     show(parts.hits, hits.map(hitItem));
     showFound();
-    showFacets(signal);
+    showFacets();
     awaitIndex(own, signal);
   } catch (error) {
     if (own === visit) fail(error);
@@ -246,14 +256,17 @@ function fail(error) {
 const hitItem = (hit) =>
   h("li", { "data-test": "hit", "data-lsn": hit.lsn }, hitElement(hit, search, filterBy));
 
-/** How many records the index lacks of those that the reader asked for; 0 once a page is full. */
+/** How many records the index lacks of those that the reader asked for; 0 once a page is full, or
+ * while there are hits to look through, which a repetition would forget. */
 const lacking = () =>
-  search.asOf && search.shown.length < PAGE ? Math.max(0, wanted - search.asOf.lsn) : 0;
+  search.asOf && !search.isCutShort && search.shown.length < PAGE
+    ? Math.max(0, wanted - search.asOf.lsn)
+    : 0;
 
 /** Shows what the hits are of, and whether more may come. */
 function showFound(isStuck = false) {
   const shown = search.shown.length;
-  if (shown === 0) show(parts.hits, h("li", {}, nothing()));
+  if (shown === 0) show(parts.hits, h("li", {}, nothing(isStuck)));
   const missing = number(lacking());
   const note = isStuck
     ? `the index is ${missing} records behind and does not advance: see Pipeline`
@@ -264,10 +277,12 @@ function showFound(isStuck = false) {
   show(parts.more, search.hasMore && button(more, showMore, { "data-test": "more" }));
 }
 
-function nothing() {
+function nothing(isStuck) {
   if (search.isCutShort) return nothingSoFar();
-  if (lacking() > 0)
-    return empty("Nothing found yet.", "The newest records are not in the index. The search is repeated.");
+  if (lacking() > 0) {
+    const next = isStuck ? "It does not advance: see Pipeline." : "The search is repeated.";
+    return empty("Nothing found yet.", `The newest records are not in the index. ${next}`);
+  }
   const isFiltered = asked.q || asked.where.length || asked.place || asked.from || asked.to;
   return empty(
     "Nothing found.",
@@ -311,21 +326,30 @@ async function awaitIndex(own, signal) {
     }
     if (lacking() > 0) showFound(true);
   } catch (error) {
-    if (own === visit) fail(error);
+    if (own === visit) showUnrepeated(error, own, signal);
   }
+}
+
+/** Why the search was not repeated. The hits are still what the index had. */
+function showUnrepeated(error, own, signal) {
+  const retry = () => {
+    showFound();
+    awaitIndex(own, signal);
+  };
+  show(parts.status, errorBox(error, retry));
 }
 
 /** The same search once more. Elements of hits stay, with their focus and their details. */
 async function repeat(own, signal) {
   const next = await Search.begin(asked);
-  const hits = await next.next();
+  const hits = await next.next(signal);
   if (own !== visit) return;
   const lsns = (all) => all.map(({ lsn }) => lsn).join();
   const isSame = lsns(hits) === lsns(search.shown);
   search = next;
   if (!isSame) {
     updateHits(hits);
-    showFacets(signal);
+    showFacets();
   }
   showFound();
 }
@@ -344,12 +368,12 @@ async function showMore() {
   const own = ++visit;
   for (const each of parts.more.querySelectorAll("button")) each.disabled = true;
   try {
-    const hits = await search.next();
+    const hits = await search.next(ended.signal);
     if (own !== visit) return;
     // The first hits replace the note that there are none.
     if (search.shown.length === hits.length) {
       show(parts.hits);
-      showFacets(ended.signal);
+      showFacets();
     }
     parts.hits.append(...hits.map(hitItem));
     wanted = 0;
@@ -370,17 +394,18 @@ function setValue(column, value) {
   go({ where: value === undefined ? others : [...others, [column, value]] });
 }
 
-/** Values of some columns with their numbers in all hits of the search. */
-async function showFacets(signal) {
-  const own = ++counts;
-  const isCurrent = () => own === counts && !signal.aborted;
+/** Values of some columns with their numbers in all hits of the search, instead of those before. */
+async function showFacets() {
+  counting.abort();
+  counting = new AbortController();
+  const { signal } = counting;
   if (search.shown.length === 0) return show(parts.facets);
   show(parts.facets, h("p", { class: "muted small" }, "Counting values …"));
   try {
     const counted = await countFacets(search, signal);
-    if (isCurrent()) show(parts.facets, facetList(counted, filterBy));
+    if (!signal.aborted) show(parts.facets, facetList(counted, filterBy));
   } catch (error) {
-    if (!isCurrent()) return;
+    if (signal.aborted) return;
     const text = ["Values are not counted.", error.message, error.hint].filter(Boolean).join(" ");
     show(parts.facets, h("p", { class: "muted small" }, text));
   }
