@@ -59,6 +59,7 @@ fn document() -> Markup {
                 div #filters .filters role="status" hidden {}
                 main #content tabindex="-1" {
                     noscript { p .error-box { "This page needs JavaScript. The API under /docs works without." } }
+                    div #problem {}
                     @for (id, name, _) in SECTIONS {
                         section id=(id) aria-label=(name) hidden {}
                     }

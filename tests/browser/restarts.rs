@@ -1,5 +1,6 @@
 //! A server that is killed and started again as it was or with another configuration: each section
-//! shows both, also those that keep no connection of their own.
+//! shows both, also those that keep no connection of their own. And one whose configuration cannot
+//! be read.
 
 use serde_json::json;
 
@@ -82,5 +83,90 @@ fn a_server_with_another_configuration_shows_its_streams_and_columns() {
     browser.wait_for_text("#overview-stream", "later");
     browser.run("location.hash = '#/overview?stream=none'");
     browser.wait_for_text("[data-test=missing-stream]", "There is no stream none.");
+    server.stop();
+}
+
+/// While `window.isBroken`, the server seems to be another one, whose configuration cannot be read.
+const BROKEN: &str = "
+    const fetched = window.fetch;
+    window.asked = 0;
+    window.fetch = async (path, options) => {
+        if (!window.isBroken) return fetched(path, options);
+        if (path === '/api/v1/configuration') {
+            window.asked += 1;
+            const error = { code: 'failed', message: 'It is broken.' };
+            return new Response(JSON.stringify({ error }), { status: 500 });
+        }
+        const answer = await fetched(path, options);
+        if (path !== '/api/v1/status') return answer;
+        return new Response(JSON.stringify({ ...(await answer.json()), started_at: 'later' }));
+    };";
+
+/// The page asks its server at once, as when a tab is shown again.
+const BREAK: &str =
+    "window.isBroken = true; document.dispatchEvent(new Event('visibilitychange'));";
+
+#[test]
+fn what_is_not_saved_stays_while_the_configuration_cannot_be_read() {
+    let (_folder, server) = served();
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    browser.run_in_new_pages(BROKEN);
+    open(&browser, &server, "#/notebook/answers");
+    let title = "document.querySelector('[data-test=notebook-title]')";
+    browser.wait(title);
+    browser.run(&format!(
+        "const title = {title}; title.value = 'Mine'; title.dispatchEvent(new Event('input'));
+        title.id = 'mine'; {BREAK}"
+    ));
+    browser.wait_for_text("#problem", "It is broken.");
+    let before = browser.value("window.asked");
+    browser.run("location.hash = '#/notebook/answers?again'");
+    browser.wait(&format!(
+        "window.asked > {before} && document.querySelector('#problem [role=alert]')"
+    ));
+    let is_kept = "document.querySelector('#notebook #mine')?.value === 'Mine'";
+    assert_eq!(browser.value(is_kept), true);
+    browser.run(
+        "window.isBroken = false;
+        document.querySelector('#problem button').click();",
+    );
+    browser.wait("!document.querySelector('#problem').firstChild");
+    assert_eq!(browser.value(is_kept), true);
+    // Nothing asks whether to discard it.
+    browser.run("document.querySelector('[data-test=notebook-save]').click()");
+    wait_until("it is saved", || {
+        server.get("/api/v1/notebooks/answers").1["title"] == "Mine"
+    });
+    let errors = browser.console_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    server.stop();
+}
+
+#[test]
+fn a_stream_is_announced_and_a_place_refused_while_the_configuration_cannot_be_read() {
+    let (_folder, server) = served();
+    let Some(browser) = driver::start(1_400, 900) else {
+        return;
+    };
+    browser.run_in_new_pages(BROKEN);
+    open(&browser, &server, "#/sql?q=select+1");
+    browser.wait("document.querySelector('#sql textarea')?.value");
+    browser.run(&format!(
+        "import('/assets/state.js').then((state) => {{
+            window.state = state;
+            state.changed.addEventListener('stream', () => {{ window.announced = state.stream; }});
+            state.setPlace({{ lat: 1, lon: 1, km: 5 }});
+            {BREAK}
+        }});"
+    ));
+    browser.wait_for_text("#problem", "It is broken.");
+    browser.click("[data-test=insert-place]");
+    browser.wait_for_text("#sql [data-test=sql-status]", "It is broken.");
+    browser.run(
+        "window.state.setStream('other').catch((error) => { window.failure = error.message; })",
+    );
+    browser.wait("window.announced === 'other' && window.failure === 'It is broken.'");
     server.stop();
 }

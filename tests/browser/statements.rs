@@ -36,6 +36,13 @@ fn the_editor_completes_names_and_marks_an_error_at_its_place() {
         browser.value("document.querySelector('#sql .sql-error')?.textContent"),
         "respons"
     );
+    browser.wait_for_text("#history", "failed");
+    let remembered = "Object.keys(JSON.parse(localStorage.getItem('weir.history'))[0]).sort()";
+    assert_eq!(
+        browser.value(remembered),
+        json!(["at", "statement"]),
+        "a message may quote data"
+    );
     server.stop();
 }
 

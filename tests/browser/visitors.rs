@@ -69,9 +69,19 @@ fn a_reader_signs_out_and_in_with_a_token_that_may_write() {
         document.querySelector('#metrics-link').click();",
     );
     browser.wait("window.content?.includes('weir_log_synced_lsn')");
+    browser.run(
+        "const fetched = window.fetch;
+        window.fetch = (path, options) =>
+            path === '/metrics' ? new Response('{}', { status: 500 }) : fetched(path, options);
+        document.querySelector('#metrics-link').click();
+        localStorage.setItem('weir.history', JSON.stringify([{ statement: 'select 1' }]));",
+    );
+    browser.wait_for_text("#problem", "The server answered 500.");
     browser.click("#sign-out");
     sign_in(&tokens[1]);
     browser.wait(&format!("{save} && !{save}.disabled"));
+    let remembered = browser.value("localStorage.getItem('weir.history')");
+    assert_eq!(remembered, "[]", "statements of the other token");
     server.stop();
 }
 

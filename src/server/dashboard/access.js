@@ -3,6 +3,7 @@
 
 import { connection, get, isSignedIn, poll, setConnection, signOut } from "./api.js";
 import { h } from "./dom.js";
+import { forget } from "./history.js";
 
 const BEAT_MS = 5000;
 /** A server that is asked whether it answers has so long for it. */
@@ -88,12 +89,18 @@ function setControl(control) {
 /** Applies what the token may do to the controls that are shown. */
 export const refreshControls = () => document.querySelectorAll("[data-title]").forEach(setControl);
 
+/** Statements may quote what the token has read. */
+function forgetReader() {
+  forget();
+  signOut();
+}
+
 /** Leaves nothing of what the token has read: the page begins again, and asks for another. The
  * token goes last, as statements that run are ended with it; the reader may also decide to stay. */
 function leave() {
-  addEventListener("pagehide", signOut);
+  addEventListener("pagehide", forgetReader);
   location.reload();
-  setTimeout(() => removeEventListener("pagehide", signOut), LEAVE_MS);
+  setTimeout(() => removeEventListener("pagehide", forgetReader), LEAVE_MS);
 }
 
 /** Opens what a plain link cannot, since it sends no token: text, in a tab of its own. */
@@ -104,8 +111,9 @@ async function openText(path, read) {
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-/** Shows the controls of a reader who has signed in. */
-export function mountAccess({ signOutButton, links }) {
+/** Shows the controls of a reader who has signed in. `onerror(error, retry)` learns why a link
+ * could not be opened. */
+export function mountAccess({ signOutButton, links, onerror }) {
   const showSignedIn = () => {
     signOutButton.hidden = !isSignedIn();
   };
@@ -113,10 +121,11 @@ export function mountAccess({ signOutButton, links }) {
   connection.addEventListener("signin", showSignedIn);
   showSignedIn();
   for (const { element, path, read } of links) {
+    const open = () => openText(path, read).catch((error) => onerror(error, open));
     element.addEventListener("click", (event) => {
       if (!isSignedIn()) return;
       event.preventDefault();
-      openText(path, read).catch(() => {});
+      open();
     });
   }
 }

@@ -37,7 +37,7 @@ function reload() {
 }
 
 const at = (id) => document.getElementById(id);
-const mounted = new Map();
+const mounted = new Set();
 let current = null;
 let visit = 0;
 
@@ -57,6 +57,17 @@ function route() {
   return { name: known, path: rest, query: new URLSearchParams(query ?? "") };
 }
 
+/** Shows an error above the section, which stays as it is with what the reader has not saved. */
+function showProblem(error, retry) {
+  if (error.status === undefined) console.error(error);
+  const box = errorBox(error, () => {
+    box.remove();
+    retry();
+  });
+  at("problem").append(box);
+  return box;
+}
+
 async function open() {
   const { name, path, query } = route();
   const own = ++visit;
@@ -68,6 +79,7 @@ async function open() {
     if (isCurrent) entry.setAttribute("aria-current", "page");
     else entry.removeAttribute("aria-current");
   }
+  show(at("problem"));
   showFilters();
   document.title = `${root.getAttribute("aria-label")} · Weir`;
   try {
@@ -76,21 +88,17 @@ async function open() {
     if (own !== visit) return;
     current = { name, section };
     if (!mounted.has(name)) {
-      mounted.set(name, section);
-      await section.mount(root);
+      section.mount(root);
+      mounted.add(name);
     }
-    if (own !== visit) return;
     focusSearch();
     await section.enter(path, query);
     refreshControls();
   } catch (error) {
     if (own !== visit) return;
-    if (error.status === undefined) console.error(error);
-    mounted.delete(name);
-    const box = errorBox(error, error.isOfScript ? reload : open);
+    const box = showProblem(error, error.isOfScript ? reload : open);
     // By itself only now and then: a script may be broken while the server answers.
     if (error.isOfScript && wasReloaded()) box.resume = null;
-    show(root, box);
   }
 }
 
@@ -104,7 +112,7 @@ function choose(name) {
   }
   missing = null;
   showFilters();
-  setStream(name);
+  setStream(name).catch((error) => showProblem(error, () => choose(name)));
 }
 
 /** A stream that the URL names and the server does not have. */
@@ -132,14 +140,15 @@ async function chooseStream({ streams }, named) {
   showFilters();
 }
 
-changed.addEventListener("server", () => {
+/** Takes the streams of a server that was restarted. */
+function renew() {
   const named = route().query.get("stream");
-  // If it fails, the state of the connection says so, and the next answer begins again.
-  configuration().then(
-    (found) => chooseStream(found, named),
-    () => {},
-  );
-});
+  configuration()
+    .then((found) => chooseStream(found, named))
+    .catch((error) => showProblem(error, renew));
+}
+
+changed.addEventListener("server", renew);
 
 const STATES = {
   connecting: "Connecting",
@@ -148,10 +157,13 @@ const STATES = {
   paused: "Paused while hidden",
 };
 
+/** Errors that the reader sees. */
+const ALERTS = "#problem [role=alert], main > section:not([hidden]) [role=alert]";
+
 connection.addEventListener("change", ({ detail }) => {
   at("connection").dataset.state = detail;
   setText(at("connection-text"), STATES[detail]);
-  if (detail === "live") resume(document.querySelectorAll("main > section:not([hidden]) [role=alert]"));
+  if (detail === "live") resume(document.querySelectorAll(ALERTS));
 });
 
 /** What a chosen place means in each section: texts before and after it. */
@@ -221,6 +233,10 @@ mountAccess({
     },
     { element: at("metrics-link"), path: "/metrics", read: async (path) => (await send(path)).text() },
   ],
+  onerror: (error, retry) => {
+    // A tab of its own is opened by a click alone.
+    showProblem(error, retry).resume = null;
+  },
 });
 addEventListener("hashchange", open);
 open();

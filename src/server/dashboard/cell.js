@@ -79,8 +79,7 @@ export class Cell {
       this.onrun?.({ statement, rows: answer.rows.length, ms: took });
     } catch (error) {
       this.fail(error, shift);
-      const failure = error.name === "AbortError" ? "It was cancelled." : error.message;
-      this.onrun?.({ statement, failure });
+      this.onrun?.({ statement });
       if (error.status === 0) this.problem.resume = () => this.run();
     } finally {
       clearInterval(clock);

@@ -13,8 +13,8 @@ export function history() {
   }
 }
 
-/** Notes a statement: `{statement, rows, ms}`, or `{statement, failure}`. One that was run before
- * moves to the front. */
+/** Notes a statement: `{statement, rows, ms}`, or `{statement}` alone if it failed, as a message
+ * may quote data. One that was run before moves to the front. */
 export function remember(entry) {
   if (entry.statement.length > MAX_CHARS) return;
   const others = history().filter(({ statement }) => statement !== entry.statement);

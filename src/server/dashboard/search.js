@@ -154,6 +154,8 @@ export async function enter(_, query) {
   if (own !== visit) return;
   if (!isSamePlace(shared, place)) setPlace(shared);
   asked = next;
+  // Another search replaces words that were not submitted; one that is repeated keeps them.
+  parts.text.value = shownWords;
   completeUrl();
   await run();
 }

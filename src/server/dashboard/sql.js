@@ -153,7 +153,7 @@ function showHistory() {
     h(
       "ol",
       { class: "history" },
-      entries.map(({ statement, at, rows, ms, failure }) =>
+      entries.map(({ statement, at, rows, ms }) =>
         h(
           "li",
           {},
@@ -167,9 +167,9 @@ function showHistory() {
           ),
           h(
             "span",
-            { class: "muted small", title: failure },
+            { class: "muted small" },
             time(at),
-            failure ? " · failed" : ` · ${number(rows)} rows · ${duration(ms)}`,
+            rows === undefined ? " · failed" : ` · ${number(rows)} rows · ${duration(ms)}`,
           ),
         ),
       ),
@@ -226,10 +226,14 @@ function offerPlace() {
 }
 
 async function insertPlace() {
-  const condition = await placeCondition().catch(() => null);
-  if (!condition) return;
   const { editor, status } = cell;
-  const next = withCondition(editor.value, editor.area.selectionStart, condition);
-  if (next) editor.edit(next);
-  else setText(status, "The statement has no `from` whose rows could be filtered.");
+  try {
+    const condition = await placeCondition();
+    if (!condition) return;
+    const next = withCondition(editor.value, editor.area.selectionStart, condition);
+    if (next) editor.edit(next);
+    else setText(status, "The statement has no `from` whose rows could be filtered.");
+  } catch (error) {
+    setText(status, error.message);
+  }
 }

@@ -13,12 +13,16 @@ export let stream = null;
 /** Where the reader has clicked: `{lat, lon, km}`, or null. */
 export let place = null;
 
-/** A place is nothing to a stream without coordinates. */
+/** A place is nothing to a stream without coordinates. The stream is announced also where these
+ * could not be read: sections must not continue with the one before. */
 export async function setStream(name) {
   if (name === stream) return;
   stream = name;
-  if (place && !(await coordinates())) setPlace(null);
-  announce("stream");
+  try {
+    if (place && !(await coordinates())) setPlace(null);
+  } finally {
+    announce("stream");
+  }
 }
 
 export function setPlace(next) {
