@@ -611,7 +611,7 @@ fn a_view_that_cannot_be_rebuilt_is_an_error() {
             2,
             "the stream `other` does not exist",
         ),
-        (&["rebuild"][..], 2, "required"),
+        (&["rebuild"][..], 2, "`weir rebuild WHAT…` needs a view"),
         (&["rebuild", "raw"][..], 2, "cannot be rebuilt"),
     ] {
         let message = folder.fail(what, code);
