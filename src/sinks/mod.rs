@@ -55,9 +55,6 @@ pub enum SinkError {
     /// It passes: the sink tries again with a growing delay.
     #[error("{0}")]
     Unavailable(String),
-    /// The target refuses rows, of which more is known now: the sink tries again soon.
-    #[error("{0}")]
-    Narrowed(String),
     /// It does not pass before somebody acts; the text says how.
     #[error("{0}")]
     Halted(String),

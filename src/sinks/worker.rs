@@ -237,10 +237,7 @@ impl Worker {
                 tracing::error!(sink = name, %error, "the sink has halted");
                 self.enter(Phase::Halted);
             }
-            SinkError::Unavailable(_) | SinkError::Narrowed(_) => {
-                if let SinkError::Narrowed(_) = error {
-                    self.backoff.reset();
-                }
+            SinkError::Unavailable(_) => {
                 // Only the first failure is worth a warning.
                 if self.phase == Phase::Running {
                     tracing::warn!(sink = name, %error, "the sink cannot deliver; it tries again");

@@ -28,7 +28,7 @@ mod key;
 mod messages;
 mod producer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
@@ -47,12 +47,6 @@ use producer::{Batches, Failed, TransactionError, Transactions};
 const TRANSACTION: Duration = Duration::from_secs(5);
 /// How many times smaller batches are after one was refused.
 const SMALLER_BATCHES: usize = 8;
-/// Messages of a batch while invalid ones are searched: at first, and once a batch of that size is
-/// known to have a single one, which the broker does not name.
-const SEARCHED_MESSAGES: [usize; 2] = [1_000, 50];
-/// Messages that may be invalid, of which each is sent alone. Each takes as long as the broker to
-/// answer, within the time of a transaction.
-const MAX_SUSPECTS: usize = 500;
 /// Refused rows that are in memory until they are stored.
 const MAX_DEAD_LETTERS: usize = 64;
 
@@ -68,22 +62,12 @@ pub struct KafkaTarget {
     refused: HashMap<MessageId, String>,
     /// What the topic takes in a batch, as far as it is known.
     batches: Batches,
-    /// Messages of which some are invalid: each is sent alone.
-    suspects: HashSet<MessageId>,
-    search: Option<Search>,
+    /// The row after which batches have many messages again: up to it, each message is sent alone.
+    alone_to: Option<usize>,
     /// The topic is known to take no message without a key. Asking the broker about each would fail
     /// one transaction after another.
     needs_keys: bool,
     known: Known,
-}
-
-/// Invalid messages are searched.
-#[derive(Debug, Clone, Copy)]
-struct Search {
-    /// Up to this row.
-    to: usize,
-    /// In batches of so many messages.
-    messages: usize,
 }
 
 /// What this process knows of the cursor that is committed.
@@ -131,8 +115,7 @@ impl KafkaTarget {
             has_committed: false,
             refused: HashMap::new(),
             batches: producer::BATCHES,
-            suspects: HashSet::new(),
-            search: None,
+            alone_to: None,
             needs_keys: false,
             known: Known::default(),
         })
@@ -150,7 +133,6 @@ impl KafkaTarget {
         for (row, message) in messages.iter().enumerate() {
             let reason = match self.known_refusal(&message) {
                 Some(reason) => Some(reason),
-                None if self.is_suspect(&message) => transactions.send_alone(&message)?,
                 None => transactions.send(&message)?,
             };
             if let Some(reason) = reason {
@@ -163,10 +145,6 @@ impl KafkaTarget {
             }
         }
         Ok(())
-    }
-
-    fn is_suspect(&self, message: &Message<'_>) -> bool {
-        !self.suspects.is_empty() && self.suspects.contains(&message.id())
     }
 
     fn known_refusal(&self, message: &Message<'_>) -> Option<String> {
@@ -220,7 +198,7 @@ impl KafkaTarget {
                     // Once it is repaired, the rows are sent again.
                     self.refused.clear();
                     self.needs_keys = false;
-                    self.end_search();
+                    self.alone_to = None;
                 }
                 error
             }
@@ -262,72 +240,35 @@ impl KafkaTarget {
         self.refused.retain(|(lsn, _), _| *lsn as Lsn > cursor.lsn);
         self.known = Known::at(Some(cursor));
         self.has_committed = true;
-        match self.search {
+        match self.alone_to {
             // The next delivery begins a producer of larger batches.
-            Some(Search { to, .. }) if cursor.scan.is_some() || cursor.lsn >= to as Lsn => {
-                self.end_search();
+            Some(last) if cursor.scan.is_some() || cursor.lsn >= last as Lsn => {
+                self.alone_to = None;
             }
             _ => self.transactions = Some(transactions),
         }
         Ok(())
     }
 
-    fn end_search(&mut self) {
-        (self.search, self.suspects) = (None, HashSet::new());
-    }
-
     /// What the next attempt does otherwise.
     fn learn(&mut self, failed: Failed) -> TransactionError {
+        self.refused.extend(failed.refused);
         if failed.is_batch_refused {
             self.batches.bytes = (self.batches.bytes / SMALLER_BATCHES).max(1);
         }
-        let has_refused = !failed.refused.is_empty();
-        self.refused.extend(failed.refused);
-        let Some(last) = failed.last_invalid else {
-            return failed.error;
-        };
         if failed.needs_keys && !self.needs_keys {
             // Most likely these are the invalid ones.
             self.needs_keys = true;
         } else {
-            self.search_on(last, failed.suspects, has_refused);
+            self.alone_to = self.alone_to.max(failed.last_suspect);
         }
-        match failed.error {
-            TransactionError::Sink(SinkError::Unavailable(reason)) => {
-                SinkError::Narrowed(reason).into()
-            }
-            error => error,
-        }
-    }
-
-    /// Searches invalid messages up to a row: among suspects, unless they are too many.
-    fn search_on(&mut self, last: usize, mut suspects: Vec<MessageId>, has_refused: bool) {
-        let [large, small] = SEARCHED_MESSAGES;
-        let before = self.search.unwrap_or(Search {
-            to: last,
-            messages: large,
-        });
-        let are_many = suspects.len() > MAX_SUSPECTS;
-        if are_many && before.messages > small {
-            suspects.clear();
-        }
-        suspects.sort_unstable();
-        suspects.truncate(MAX_SUSPECTS);
-        self.suspects = suspects.into_iter().collect();
-        self.search = Some(Search {
-            to: before.to.max(last),
-            messages: match (has_refused, are_many) {
-                (true, _) => large,
-                (false, true) => small,
-                (false, false) => before.messages,
-            },
-        });
+        failed.error
     }
 
     fn begin(&self) -> Result<(Transactions, Option<Cursor>), TransactionError> {
-        let batches = match self.search {
-            Some(search) => self.batches.searched(search.messages),
-            None => self.batches,
+        let batches = Batches {
+            messages: self.alone_to.map_or(self.batches.messages, |_| 1),
+            ..self.batches
         };
         Transactions::begin(&self.def, &self.name(), batches)
     }

@@ -1,6 +1,5 @@
 //! A transactional producer that commits the sink's cursor with its messages.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,12 +25,11 @@ const TIMEOUT: Duration = Duration::from_secs(25);
 /// How long it may take to say where the sink is before the sink is taken. With two more of
 /// [`TIMEOUT`] it is within the time that a command to the sink waits.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
-/// Limits of batches, at first. The broker works on one request of a connection at a time, so that
-/// small ones are slow, however many are on their way.
+/// Limits of a batch of messages, at first. The broker works on one request of a connection at a
+/// time, so that small ones are slow, however many are on their way.
 pub const BATCHES: Batches = Batches {
     bytes: 512 << 10,
     messages: 10_000,
-    in_flight: 5,
 };
 /// How long a full queue may take to get room.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(25);
@@ -50,26 +48,12 @@ const CURSOR_PARTITION: i32 = 0;
 /// Reasons of refused messages that one attempt keeps.
 const MAX_REFUSED: usize = 1_000;
 
-/// Limits of batches of messages.
+/// Limits of a batch of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batches {
     /// A message of more bytes is sent alone.
     pub bytes: usize,
-    messages: usize,
-    /// Batches on their way to a broker.
-    in_flight: usize,
-}
-
-impl Batches {
-    /// Smaller ones, one after the other: after one with an invalid message the library sends no
-    /// more of the transaction.
-    pub fn searched(self, messages: usize) -> Self {
-        Self {
-            messages,
-            in_flight: 1,
-            ..self
-        }
-    }
+    pub messages: usize,
 }
 
 impl Default for Batches {
@@ -101,32 +85,8 @@ pub struct Failed {
     pub is_batch_refused: bool,
     /// The topic takes no message without a key.
     pub needs_keys: bool,
-    /// Messages of which one or more are invalid; empty unless batches were searched.
-    pub suspects: Vec<MessageId>,
-    /// The last row that was reported as invalid.
-    pub last_invalid: Option<usize>,
-}
-
-/// A message that was reported as invalid.
-///
-/// The broker names the invalid messages of a batch, and the client library reports the others as
-/// [different](RDKafkaErrorCode::InvalidDifferentRecord). But if there is a single invalid one, it
-/// reports all of the batch as invalid: example, of three batches with one, two and four invalid
-/// messages of four.
-///
-/// | | reports | what is known |
-/// |---|---|---|
-/// | 1 of 4 | 4 invalid | nothing: they are suspects |
-/// | 2 of 4 | 2 invalid, 2 different | the invalid ones are |
-/// | 4 of 4 | 4 invalid | nothing |
-///
-/// So the reports must be of one batch of each partition, which is so where one is on its way, and
-/// then an invalid message among different ones is named. Suspects are sent alone by the next
-/// attempt: then the one that is reported is the invalid one.
-struct Invalid {
-    partition: i32,
-    id: MessageId,
-    is_alone: bool,
+    /// The last row of a batch in which a message is invalid, it is not known which.
+    pub last_suspect: Option<usize>,
 }
 
 /// What the broker said of messages.
@@ -134,14 +94,9 @@ struct Invalid {
 struct Reports {
     refused: Vec<(MessageId, String)>,
     is_batch_refused: bool,
-    invalid: Vec<Invalid>,
-    last_invalid: Option<usize>,
-    /// A message without a key was reported as invalid.
+    /// Of a batch in which a message is invalid; and whether one of its messages has no key.
+    last_suspect: Option<usize>,
     lacks_key: bool,
-    /// Partitions with messages that were reported as different from an invalid one.
-    named: BTreeSet<i32>,
-    /// The message that is on its way is the only one.
-    is_alone: bool,
     first_error: Option<KafkaError>,
     /// The last error of the client itself.
     problem: Option<String>,
@@ -199,27 +154,20 @@ impl ProducerContext for Callbacks {
         let mut reports = lock_of(&self.reports);
         let reason = match error.rdkafka_error_code() {
             // The broker compares a batch with the limit of the topic, and refuses all of it.
-            Some(code) if is_too_large(code) && bytes < self.batches.bytes && !reports.is_alone => {
+            Some(code) if is_too_large(code) && bytes < self.batches.bytes => {
                 reports.is_batch_refused = true;
                 return;
             }
             Some(code) if is_too_large(code) => too_large(value),
-            Some(RDKafkaErrorCode::InvalidRecord) => {
+            // The broker names the invalid messages of a batch, but if it is a single one, the
+            // library reports all of the batch as invalid. Sent alone, a message is the invalid one.
+            Some(RDKafkaErrorCode::InvalidRecord) if self.batches.messages > 1 => {
                 reports.lacks_key |= key.is_none();
-                reports.last_invalid = reports.last_invalid.max(Some(lsn));
-                let invalid = Invalid {
-                    partition: message.partition(),
-                    id: Message { lsn, key, value }.id(),
-                    is_alone: reports.is_alone,
-                };
-                if reports.invalid.len() < MAX_REFUSED {
-                    reports.invalid.push(invalid);
-                }
+                reports.last_suspect = reports.last_suspect.max(Some(lsn));
                 return;
             }
-            Some(RDKafkaErrorCode::InvalidDifferentRecord) => {
-                reports.named.insert(message.partition());
-                return;
+            Some(RDKafkaErrorCode::InvalidRecord) => {
+                format!("the broker refuses the message: {error}")
             }
             _ => {
                 reports.first_error.get_or_insert_with(|| error.clone());
@@ -238,19 +186,6 @@ fn is_too_large(code: RDKafkaErrorCode) -> bool {
         code,
         RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge
     )
-}
-
-/// Messages that are invalid for certain, and those that may be. Pure.
-fn judge(
-    invalid: Vec<Invalid>,
-    named: &BTreeSet<i32>,
-    in_flight: usize,
-) -> (Vec<MessageId>, Vec<MessageId>) {
-    let is_certain =
-        |one: &Invalid| one.is_alone || (in_flight == 1 && named.contains(&one.partition));
-    let (certain, suspects): (Vec<_>, Vec<_>) = invalid.into_iter().partition(is_certain);
-    let ids = |all: Vec<Invalid>| all.into_iter().map(|one| one.id).collect();
-    (ids(certain), ids(suspects))
 }
 
 fn too_large(value: Option<&[u8]>) -> String {
@@ -294,13 +229,9 @@ impl Transactions {
             // The partitions that producers in Java choose for the same keys. One key, also the
             // empty one, is in one partition: a compacted topic then keeps its last message.
             .set("partitioner", "murmur2_random")
-            .set("linger.ms", "5")
+            .set("linger.ms", if batches.messages > 1 { "5" } else { "0" })
             .set("batch.size", batches.bytes.to_string())
             .set("batch.num.messages", batches.messages.to_string())
-            .set(
-                "max.in.flight.requests.per.connection",
-                batches.in_flight.to_string(),
-            )
             .set("message.max.bytes", (4 << 20).to_string())
             .set("queue.buffering.max.kbytes", (16 << 10).to_string())
             .create_with_context(reports.clone())
@@ -356,19 +287,6 @@ impl Transactions {
         }
     }
 
-    /// Sends a message that may be invalid, in a batch of its own.
-    pub fn send_alone(
-        &mut self,
-        message: &Message<'_>,
-    ) -> Result<Option<String>, TransactionError> {
-        self.flush()?;
-        lock_of(&self.reports.reports).is_alone = true;
-        let refused = self.send(message)?;
-        self.flush()?;
-        lock_of(&self.reports.reports).is_alone = false;
-        Ok(refused)
-    }
-
     /// Waits until the broker has all messages; an error if it lacks one, of which [`Self::fail`]
     /// says why.
     pub fn flush(&mut self) -> Result<(), TransactionError> {
@@ -389,7 +307,7 @@ impl Transactions {
         let reports = lock_of(&self.reports.reports);
         let is_refused = !reports.refused.is_empty()
             || reports.is_batch_refused
-            || reports.last_invalid.is_some();
+            || reports.last_suspect.is_some();
         if !is_refused && reports.first_error.is_none() {
             return Ok(());
         }
@@ -401,23 +319,13 @@ impl Transactions {
     pub fn fail(self, error: TransactionError) -> Failed {
         self.producer.poll(REPORT_WAIT);
         let Reports {
-            mut refused,
+            refused,
             is_batch_refused,
-            invalid,
-            last_invalid,
+            last_suspect,
             lacks_key,
-            named,
             first_error,
             ..
         } = std::mem::take(&mut *lock_of(&self.reports.reports));
-        let in_flight = self.reports.batches.in_flight;
-        let (certain, mut suspects) = judge(invalid, &named, in_flight);
-        if in_flight > 1 {
-            // They may be of several batches.
-            suspects.clear();
-        }
-        let reason = "the broker refuses the message: it calls it invalid";
-        refused.extend(certain.into_iter().map(|id| (id, reason.to_owned())));
         let passes = matches!(error, TransactionError::Sink(SinkError::Unavailable(_)));
         let needs_keys = lacks_key && is_compacted(&self.connection, &self.topic);
         let error = match (refused.first(), first_error) {
@@ -429,11 +337,11 @@ impl Transactions {
                     format!("the topic takes no batch of {bytes} bytes; smaller ones are sent");
                 SinkError::Unavailable(reason).into()
             }
-            (None, _) if passes && last_invalid.is_some() => {
+            (None, _) if passes && last_suspect.is_some() => {
                 let reason = if needs_keys {
                     "the topic is compacted and takes no message without a key"
                 } else {
-                    "the broker calls a message invalid; smaller batches are sent to find it"
+                    "the broker refuses an invalid message; each is sent alone to find it"
                 };
                 SinkError::Unavailable(reason.into()).into()
             }
@@ -444,8 +352,7 @@ impl Transactions {
             error,
             refused,
             is_batch_refused,
-            suspects,
-            last_invalid,
+            last_suspect,
             needs_keys,
         }
     }
@@ -583,31 +490,5 @@ fn of_kafka(error: &KafkaError) -> TransactionError {
         ))
         .into(),
         _ => SinkError::Unavailable(error.to_string()).into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_invalid_message_is_known_if_it_was_named_or_sent_alone() {
-        let invalid = |partition, lsn, is_alone| Invalid {
-            partition,
-            id: (lsn, 0),
-            is_alone,
-        };
-        let judged = |all: Vec<Invalid>, named: &[i32], in_flight| {
-            let (certain, suspects) = judge(all, &named.iter().copied().collect(), in_flight);
-            let lsns = |ids: Vec<MessageId>| ids.into_iter().map(|(lsn, _)| lsn).collect();
-            (lsns(certain), lsns(suspects))
-        };
-        let two = || vec![invalid(0, 1, false), invalid(1, 2, false)];
-        let none = Vec::<usize>::new;
-        assert_eq!(judged(two(), &[], 1), (none(), vec![1, 2]));
-        assert_eq!(judged(two(), &[1], 1), (vec![2], vec![1]));
-        // Reports of several batches cannot be told apart.
-        assert_eq!(judged(two(), &[1], 5), (none(), vec![1, 2]));
-        assert_eq!(judged(vec![invalid(0, 1, true)], &[], 5), (vec![1], none()));
     }
 }
